@@ -56,10 +56,15 @@ class Dataset(ABC):
         """Return the dataset with its stored arrays on ``device``; by default they stay where they are."""
         return self
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the stored arrays, where they could move to a device; 0 where they cannot."""
+        return 0
+
     def plan(self, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[Tensor]:
         """Return the index tensors (B,) of one epoch's batches, in order; the last may be short."""
         order = shuffled(len(self), seed=seed, epoch=epoch) if shuffle else torch.arange(len(self))
-        return list(order.split(batch_size))
+        return list(torch.split(order, batch_size))
 
 
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:
@@ -98,6 +103,11 @@ class ArrayDataset(Dataset):
         x = self._transform(self._x[here])
         return Batch(x, torch.full((len(x),), x.shape[1], dtype=torch.int64), self._y[here])
 
-    def to(self, device: torch.device) -> "ArrayDataset":
+    @property
+    def nbytes(self) -> int:
+        """Size of both arrays."""
+        return self._x.nbytes + self._y.nbytes
+
+    def to(self, device: torch.device) -> Self:
         """Hold the arrays on ``device``."""
-        return ArrayDataset(self._x.to(device), self._y.to(device), self._transform)
+        return type(self)(self._x.to(device), self._y.to(device), self._transform)

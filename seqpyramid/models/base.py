@@ -83,7 +83,9 @@ class ModelConfig(BaseModel):
                 f"model {self.name!r} emits {' and '.join(sorted(self.emits))}, but the task needs {spec.needs}"
             )
         elif spec.carry_state and not self.carries_state:
-            found[""] = f"model {self.name!r} cannot carry state from batch to batch, and the task asks for it"
+            found[""] = (
+                f"model {self.name!r} cannot carry state from batch to batch, and the task asks for it"
+            )
         return found
 
     def build(self, spec: TaskSpec) -> "SequenceModel":
@@ -142,7 +144,7 @@ class SequenceModel(nn.Module, ABC):
             diagnostics=encoding.diagnostics or {},
         )
 
-    def set_progress(self, epoch: int, step: int) -> None:  # noqa: B027 (optional hook)
+    def set_progress(self, epoch: int, step: int) -> None:
         """Tell the model how far training is (for slope annealing and the like); a no-op by default."""
 
     def flops(self, time: int) -> int:
@@ -159,7 +161,9 @@ class SequenceModel(nn.Module, ABC):
 def check_batch(x: Tensor, lengths: Tensor | None, input_size: int) -> Tensor:
     """Return ``lengths`` as CPU integers, or say what is wrong with the batch."""
     if x.ndim != 3 or x.shape[0] == 0 or x.shape[1] == 0:
-        raise DataError(f"a batch must be (batch, time, features) with at least one step, not {tuple(x.shape)}")
+        raise DataError(
+            f"a batch must be (batch, time, features) with at least one step, not {tuple(x.shape)}"
+        )
     if x.shape[2] != input_size:
         raise DataError(f"the model reads {input_size} features a step, but the batch has {x.shape[2]}")
     batch, time, _ = x.shape
@@ -167,7 +171,9 @@ def check_batch(x: Tensor, lengths: Tensor | None, input_size: int) -> Tensor:
         return torch.full((batch,), time, dtype=torch.int64)
     lengths = lengths.to(device="cpu", dtype=torch.int64)
     if lengths.shape != (batch,):
-        raise DataError(f"lengths must be one integer a sequence ({batch}), not of shape {tuple(lengths.shape)}")
+        raise DataError(
+            f"lengths must be one integer a sequence ({batch}), not of shape {tuple(lengths.shape)}"
+        )
     if int(lengths.min()) < 1 or int(lengths.max()) > time:
         bad = int(((lengths < 1) | (lengths > time)).nonzero()[0])
         raise DataError(

@@ -1,0 +1,1 @@
+"""Training and evaluation: one loop, which names no model and no task."""
