@@ -4,6 +4,7 @@
     <run>/provenance.json    versions, machine, command, fingerprints, data
     <run>/metrics.jsonl      one JSON object a line: training and validation records, in step order
     <run>/checkpoints/       last.pt and best.pt, each ending in its own SHA-256
+    <run>/test-passes.jsonl  one line for each time the test split was read
     <run>/result.json        what the run found; written when it ends, renamed into place
     <run>/predictions-<split>.csv, report-<split>.txt, confusion-<split>.png   written by ``eval``
 
@@ -15,6 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ task (registry names), seed, fingerprint {all, task, train, model}, modified (li
 recipe as printed), paper {paper, table, column} or null, parameters, metric and mode (the selection metric),
 validation and test (each {loss, count, and the task's metrics, as fractions}), accuracy and loss (of the test
 split, where there are any), trivial, best {step, epoch}, steps, epochs, stopped_by, seconds (training only),
-sequences_per_second, test_accesses, test_counts (list: when and by which command), data {splits, split_hash,
+sequences_per_second, test_accesses, checkpoint (SHA-256 of best.pt), data {splits, split_hash,
 fingerprint, details}, environment {torch, python, device, threads, ...}, run (folder).
 """
 
@@ -88,6 +90,42 @@ class RunDir:
         """Picture of the confusion matrix of one split."""
         return self.path / f"confusion-{split}.png"
 
+    @property
+    def test_passes(self) -> Path:
+        """One line for each time the test split was read; appended before the reading."""
+        return self.path / "test-passes.jsonl"
+
+    def note_test_pass(self, command: str, checkpoint: str) -> None:
+        """Count a reading of the test split, before it happens."""
+        line = json.dumps({"when": now(), "command": command, "checkpoint": checkpoint}) + "\n"
+        try:
+            with self.test_passes.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise resource_error(error, self.test_passes) from None
+
+    def count_test_passes(self) -> int:
+        """How often the test split was read."""
+        if not self.test_passes.exists():
+            return 0
+        return len(self.test_passes.read_text(encoding="utf-8").splitlines())
+
+    def clear(self) -> None:
+        """Delete what a run writes here, and nothing else."""
+        files = [
+            self.recipe,
+            self.provenance,
+            self.metrics,
+            self.result,
+            self.last,
+            self.best,
+            self.test_passes,
+        ]
+        for split in ("train", "validation", "test"):
+            files += [self.predictions(split), self.report(split), self.confusion(split)]
+        for file in files:
+            file.unlink(missing_ok=True)
+
     def exists(self) -> bool:
         """Whether something ran here."""
         return self.recipe.exists()
@@ -130,10 +168,17 @@ def read_result(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no result here yet; run `seqpyramid train` to the end first") from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path}: not a result file ({error}); train the run again with --force") from None
+        raise IntegrityError(
+            f"{path}: not a result file ({error}); train the run again with --force"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
         raise IntegrityError(f"{path}: written in a format that this version does not read; train it again")
     return content
+
+
+def now() -> str:
+    """The time, to the second, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -23,6 +23,10 @@ from seqpyramid.errors import DataError, RecipeError
 from seqpyramid.models.heads import Head, HeadInit
 
 
+ALL_THREADS = torch.get_num_threads()
+"""What torch would use by itself."""
+
+
 class Encoding(NamedTuple):
     """What an encoder returns."""
 
@@ -108,6 +112,10 @@ class SequenceModel(nn.Module, ABC):
         head_init: how the head's weights start.
     """
 
+    step_loop: ClassVar[bool] = False
+    """Whether the model is many small operations, one time step after the other: then one CPU thread is faster
+    than a barrier an operation, and many times faster beside a busy process."""
+
     def __init__(self, spec: TaskSpec, *, summary_size: int, head_init: HeadInit = "torch") -> None:
         super().__init__()
         self.spec = spec
@@ -180,6 +188,14 @@ def check_batch(x: Tensor, lengths: Tensor | None, input_size: int) -> Tensor:
             f"sequence {bad} of the batch has length {int(lengths[bad])}; lengths must be from 1 to {time}"
         )
     return lengths
+
+
+def use_threads(model: SequenceModel, asked: int | None) -> None:
+    """Let CPU work run on the threads asked for, or on as many as suit the model.
+
+    The choice does not look at the machine's load, so that the same command gives the same bytes.
+    """
+    torch.set_num_threads(asked or (1 if model.step_loop else ALL_THREADS))
 
 
 def all_full(lengths: Tensor, time: int) -> bool:

@@ -12,8 +12,8 @@ A layer cuts its T input steps into N sub-pyramids of L steps. In one sub-pyrami
     \hat{h}_i^j = \theta(\hat{h}_{(i-1)g+1}^{j-1}, \dots, \hat{h}_{ig}^{j-1}), \quad 2 \le j \le J = \log_g L
 
 where j counts the trailing zeros of l-1 in base g. The first step of a sub-pyramid is driven by the top of the one
-before it. The tops make the layer's output through a
-shortcut path, and the states of one level make the next layer's input; all layers' outputs are aggregated:
+before it. The tops make the layer's output through a shortcut path, and the states of one level make the next
+layer's input; all layers' outputs are aggregated:
 
 .. math::
     o_0 = \hat{h}_1, \quad o_n = \theta(o_{n-1}, \hat{h}_{n+1}), \qquad
@@ -25,9 +25,9 @@ cell state c passes through the same tree with a theta of its own (released code
 Ragged cases. L need not be a power of g, T need not be a multiple of L, and each sequence of a batch may end where it
 likes: every step counts once; when a sub-pyramid closes after r steps, level j has ceil(r / g^j) states, the last of
 them from a short group (top-left slice of theta's weights, one state included), up to one top at level
-J = max(1, ceil(log_g r)), by integer arithmetic; with fewer levels than j of (4), it hands its top to the next layer. **Deviation**: the released code has slips there (it forgets, doubles or
-drops states at ragged lengths, and its floating-point logarithm gives 125 a fourth level in base 5); none occurs at
-the paper's settings for T = 784.
+J = max(1, ceil(log_g r)), by integer arithmetic; with fewer levels than j of (4), it hands its top to the next layer.
+**Deviation**: the released code has slips there (it forgets, doubles or drops states at ragged lengths, and its
+floating-point logarithm gives 125 a fourth level in base 5); none occurs at the paper's settings for T = 784.
 
 Paper or released code (qianlima-lab/TPRNN), by named option; the recipes use the released code's, because the printed
 parameter counts and presumably the printed numbers come from it:
@@ -146,6 +146,8 @@ class TPRNNConfig(ModelConfig):
 
 class TPRNN(SequenceModel):
     """K TP-RNN layers and the aggregation of their outputs; arguments as in :class:`TPRNNConfig`."""
+
+    step_loop = True
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is what clusters can be asked to send before a time limit."""
 
 
-def tune_process(threads: int | None = None) -> None:
-    """Set up floating point, memory and threads; call it once, before the first tensor operation.
+def tune_process() -> None:
+    """Set up floating point and memory; call it once, before the first tensor operation.
 
     - Denormal numbers become zero. Gradients of a long plain RNN underflow towards the first steps, and processors
       that handle denormals in microcode take ten times longer for an LSTM's backward pass then. No result moves
@@ -35,8 +35,6 @@ def tune_process(threads: int | None = None) -> None:
             (-2, 64 << 20),
         ):  # mmap and trim threshold, pad
             libc.mallopt(parameter, value)
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,81 @@
+"""Everything that ``seqpyramid profile`` says of one recipe row, on synthetic data of the task's shape."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqpyramid.analysis.cost import count_parameters, flops
+from seqpyramid.analysis.gradients import gradient_flow
+from seqpyramid.analysis.memory import SyntheticBuild, peak_memory
+from seqpyramid.analysis.speed import measure
+from seqpyramid.errors import RecipeError
+from seqpyramid.models.base import use_threads
+from seqpyramid.papers import lookup
+from seqpyramid.recipe import RunPlan
+
+GRADIENT_SEQUENCES = 4
+
+
+def profile_row(
+    plan: RunPlan,
+    *,
+    batch_size: int | None,
+    length: int | None,
+    repeats: int,
+    device: torch.device,
+    threads: int | None = None,
+    with_gradients: bool = False,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Profile one row.
+
+    Args:
+        plan: the row.
+        batch_size: B; None takes the recipe's.
+        length: T; None takes the task's longest sequence.
+        repeats: timed steps.
+        device: where to run.
+        threads: CPU threads; None: as suits the model.
+        with_gradients: also return the gradient norm at each time step, see :mod:`.gradients`.
+
+    Raises:
+        RecipeError: the task does not know its T before it sees data, and no length was given.
+    """
+    spec = plan.task.build().spec
+    time = length or spec.max_length
+    if time is None:
+        raise RecipeError(f"{plan.recipe}: the task's length depends on its data; give --length")
+    batch_size = batch_size or plan.train.batch_size
+    torch.manual_seed(plan.seed)
+    model = plan.model.build(spec)
+    use_threads(model, threads)
+    parameters = count_parameters(model)
+    counted = flops(model, time)
+    speed = measure(model, spec, batch_size=batch_size, time=time, device=device, repeats=repeats)
+    memory = peak_memory(
+        SyntheticBuild(config=plan.model, spec=spec, batch_size=batch_size, time=time), device
+    )
+    printed = lookup(plan.paper.paper, plan.paper.table, plan.paper.column, plan.row) if plan.paper else None
+    curve = gradient_flow(model, time=time, batch=GRADIENT_SEQUENCES) if with_gradients else None
+    described: dict[str, Any] = {
+        "recipe": plan.recipe,
+        "row": plan.row,
+        "model": plan.model.name,
+        "batch_size": batch_size,
+        "length": time,
+        "parameters": parameters["total"],
+        "parameters_by_part": parameters["by_part"],
+        "parameters_printed": printed.parameters_printed if printed else None,
+        "flops": {
+            "forward": counted.closed_form,
+            "counted": counted.counted,
+            "agrees": counted.agrees,
+            "training": counted.training,
+        },
+        "speed": asdict(speed),
+        "memory": asdict(memory),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    return described, curve

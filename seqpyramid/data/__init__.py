@@ -1,0 +1,1 @@
+"""Files on disk: reading, fetching, splitting and caching them. Knows nothing of tasks and models."""

@@ -1,0 +1,19 @@
+"""What all tests share: one CPU thread, and where the real data lies in a working copy that has it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+torch.set_num_threads(1)  # two test processes side by side would otherwise fight over the cores
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and golden vectors beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared folder with real data and golden vectors beside this checkout")
+    return SHARED
