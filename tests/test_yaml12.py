@@ -48,6 +48,7 @@ def test_lines_of_keys_items_and_what_is_not_there() -> None:
         ("b",): 3,
         ("b", "c"): 4,
         ("b", "c", 0): 5,
+        ("b", "c", 1): 6,
         ("b", "c", 1, "d"): 6,
         ("b", "e", "f"): 8,
     }

@@ -62,12 +62,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     described: dict[str, Any] = {
         "seqpyramid": seqpyramid.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain str, or a checkpoint would not load
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
-        "flush_denormal": True,
+        "flush_denormal": (torch.tensor(1e-30) * 1e-10).item() == 0.0,
     }
     return described
 

@@ -188,7 +188,7 @@ class Training:
                 part_loss, part_count = self.task.loss(output.outputs.float(), batch)
             if output.aux_loss is not None:
                 part_loss = part_loss + output.aux_loss * part_count
-            part_loss.backward()
+            torch.autograd.backward(part_loss)
             self.carried[k] = detached(output.state)
             loss_sum += part_loss.detach()
             count += part_count

@@ -60,10 +60,10 @@ class TensorBoard(Observer):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise RecipeError('--tensorboard needs an extra: pip install "seqpyramid[tensorboard]"') from None
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def recorded(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
             if isinstance(value, (int, float)) and name not in ("step", "best"):
-                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        self._writer.flush()

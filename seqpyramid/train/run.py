@@ -89,7 +89,7 @@ def evaluate_run(run: RunDir, means: Means, split: Split, *, again: bool = False
                 f"{run.best}: not the checkpoint that this run's result came from; train again"
             )
         fresh = again or result is None or split not in result or not run.predictions(split).exists()
-        if fresh:
+        if fresh or result is None:
             task = plan.task.build()
             task.prepare(means.place, progress=means.progress)
             model = plan.model.build(task.spec)
