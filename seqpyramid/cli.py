@@ -24,7 +24,9 @@ app = typer.Typer(
     "6 resource, 128+n stopped by signal n (resumable).",
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled one.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled one.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.lr=2e-3.")
 ]
@@ -43,7 +45,9 @@ Source = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download; say what is missing instead.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: as suits the model.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; default: as suits the model.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -96,7 +100,11 @@ def as_user_error(error: BaseException) -> UserError:
     """Say what the machine refused as a :class:`ResourceError`; let a bug stay a bug."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in str(error)
+        or "can't allocate memory" in str(error)
+    ):
         return ResourceError("not enough memory; lower train.batch_size or raise train.accumulate")
     if isinstance(error, OSError) and error.strerror:
         return ResourceError(f"{error.filename or 'the system'}: {error.strerror}")
@@ -157,7 +165,9 @@ def train(
     device: Device = "auto",
     threads: Threads = None,
     offline: Offline = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train rows of a recipe; the same command again continues, or returns at once if it is finished."""
@@ -189,7 +199,9 @@ def train(
         build = console.BuildProgress()
         try:
             results.append(
-                train_run(plan, run, Means(place, chosen, observer, typed(), threads, build), force=not resume)
+                train_run(
+                    plan, run, Means(place, chosen, observer, typed(), threads, build), force=not resume
+                )
             )
         finally:
             progress.close()
@@ -257,7 +269,9 @@ def prepare_data(
     overrides: Overrides = None,
     data_dir: DataDir = None,
     source: Source = None,
-    force: Annotated[bool, typer.Option("--force", help="Build the cache anew even if a good one is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build the cache anew even if a good one is there.")
+    ] = False,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -280,7 +294,9 @@ def prepare_data(
     if as_json:
         print_json(described)
         return
-    rows = [(key, json.dumps(value) if isinstance(value, dict) else value) for key, value in described.items()]
+    rows = [
+        (key, json.dumps(value) if isinstance(value, dict) else value) for key, value in described.items()
+    ]
     console.print_rows(f"{loaded.name}: data", ("what", "value"), rows)
 
 
@@ -290,8 +306,12 @@ def profile(
     recipe: RecipeName,
     overrides: Overrides = None,
     model: ModelRow = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="B; default: the recipe's.")] = None,
-    length: Annotated[int | None, typer.Option("--length", min=1, help="T; default: the task's longest.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="B; default: the recipe's.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, help="T; default: the task's longest.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed steps.")] = 5,
     gradients: Annotated[
         Path | None, typer.Option("--gradients", help="Draw how far back gradients reach into this PNG file.")
@@ -450,7 +470,9 @@ def show(
     recipe: RecipeName,
     overrides: Overrides = None,
     model: ModelRow = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipe files instead.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipe files instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the merged recipe with the source of every value."""
@@ -470,7 +492,9 @@ def show(
         print_json({"recipe": loaded.name, "title": loaded.title, "fields": fields})
         return
     console.print_rows(
-        f"{loaded.name}: {loaded.title}", ("field", "value", "source"), [(a, json.dumps(b), c) for a, b, c in rows]
+        f"{loaded.name}: {loaded.title}",
+        ("field", "value", "source"),
+        [(a, json.dumps(b), c) for a, b, c in rows],
     )
 
 
@@ -480,7 +504,9 @@ def data_place(data_dir: Path | None, source: Path | None, offline: bool) -> Any
     from seqpyramid.tasks.base import DataPlace
 
     if source is not None and not source.is_dir():
-        raise DataError(f"--source {source}: no such folder; give the folder that holds your copy of the data")
+        raise DataError(
+            f"--source {source}: no such folder; give the folder that holds your copy of the data"
+        )
     if data_dir is None:
         data_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqpyramid"
     return DataPlace(root=data_dir.expanduser(), source=source, offline=offline)

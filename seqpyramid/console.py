@@ -3,6 +3,8 @@
 On a terminal a bar moves; elsewhere (a log file of a cluster job) one line comes every half minute.
 """
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,17 @@ from seqpyramid.train.observe import Observer
 
 LINE_SECONDS = 30.0
 
-out = Console()
+
+class Output(Console):
+    """A console whose reader may leave early (``| head``) without that being an error."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave quietly."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        raise SystemExit(0)
+
+
+out = Output()
 err = Console(stderr=True)
 
 
@@ -65,7 +77,9 @@ class TrainingProgress(Observer):
     def stepped(self, *, step: int, epoch: int, loss: float) -> None:
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, now=f"loss {self._loss:.3f} {self._validation}")
+            self._bar.update(
+                self._bar.task_ids[0], completed=step, now=f"loss {self._loss:.3f} {self._validation}"
+            )
         elif time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
             pace = (self._said - self._started) / max(1, step - self._first)
@@ -169,7 +183,9 @@ def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
             table.add_column(column, justify="right")
     for one in profiles:
         cost, speed, memory = one["flops"], one["speed"], one["memory"]
-        counted = "cannot be counted" if cost["counted"] is None else "agrees" if cost["agrees"] else "DIFFERS"
+        counted = (
+            "cannot be counted" if cost["counted"] is None else "agrees" if cost["agrees"] else "DIFFERS"
+        )
         sizes.add_row(
             one["row"],
             f"{one['parameters']:,}",

@@ -129,11 +129,14 @@ def find_mnist(
             )
     own = downloads / "mnist"
     found = _look(own)
-    if offline and len(found) < len(MNIST_SHA256):
+    if (offline or source is not None) and len(found) < len(MNIST_SHA256):
         places = ", ".join(str(folder) for folder in (*folders, own))
+        wish = (
+            "--offline forbids to fetch it; name" if offline else "nothing is fetched beside --source; name"
+        )
         raise DataError(
-            f"MNIST ({', '.join(MNIST_SHA256)}) is in none of {places}, and --offline forbids to fetch it; "
-            "name the folder that holds the four files with --source"
+            f"MNIST ({', '.join(MNIST_SHA256)}) is in none of {places}, and {wish} the folder that holds the "
+            "four files with --source"
         )
     for done, name in enumerate(MNIST_SHA256):
         if name not in found:

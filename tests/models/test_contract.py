@@ -27,9 +27,7 @@ def build(config: ModelConfig, needs: str = "summary", *, carry_state: bool = Fa
 def cases(**wanted: bool) -> list[object]:
     """(config, needs) for everything that each config emits."""
     chosen = [c for c in CONFIGS if all(getattr(c, key) == value for key, value in wanted.items())]
-    return [
-        pytest.param(c, needs, id=f"{label(c)}-{needs}") for c in chosen for needs in sorted(c.emits)
-    ]
+    return [pytest.param(c, needs, id=f"{label(c)}-{needs}") for c in chosen for needs in sorted(c.emits)]
 
 
 def inputs(seed: int = 0) -> Tensor:
@@ -59,7 +57,9 @@ def test_padding_changes_nothing(config: ModelConfig, needs: str) -> None:
     expected = model(x, LENGTHS).outputs
     torch.testing.assert_close(model(other, LENGTHS).outputs, expected, rtol=0, atol=0)
     found = model(longer, LENGTHS).outputs
-    torch.testing.assert_close(found if needs == "summary" else found[:, :T], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        found if needs == "summary" else found[:, :T], expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("config", "needs"), cases())
@@ -67,7 +67,9 @@ def test_batch_order_and_company_change_nothing(config: ModelConfig, needs: str)
     model, x = build(config, needs), inputs()
     expected = model(x, LENGTHS).outputs
     order = torch.tensor([3, 0, 4, 1, 2])
-    torch.testing.assert_close(model(x[order], LENGTHS[order]).outputs, expected[order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        model(x[order], LENGTHS[order]).outputs, expected[order], rtol=1e-12, atol=1e-12
+    )
     for row, length in enumerate(LENGTHS):
         alone = model(x[row : row + 1, :length]).outputs[0]
         mine = expected[row] if needs == "summary" else expected[row, :length]
@@ -118,7 +120,9 @@ def test_refuses_to_carry_state(config: ModelConfig) -> None:
 def test_every_parameter_gets_a_gradient(config: ModelConfig, needs: str) -> None:
     model = build(config, needs).train()
     output = model(inputs(), LENGTHS)
-    weights = torch.randn(output.outputs.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    weights = torch.randn(
+        output.outputs.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     (output.outputs * weights).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

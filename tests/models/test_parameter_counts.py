@@ -53,16 +53,21 @@ def row(name: str, setting: str) -> ModelConfig:
         ("lstm_s", "raw", RAW, 51_809, "51.8K", ""),
         ("lstm_m", "raw", RAW, 242_609, "243K", ""),
         ("tp_rnn_s", "raw", RAW, 53_033, "53K", ""),
-        ("tp_rnn_m", "raw", RAW, 244_343, "245K", "244.3K is printed as 245K: rounded up, as HM-LSTM's raw count is"),
+        (
+            "tp_rnn_m",
+            "raw",
+            RAW,
+            244_343,
+            "245K",
+            "244.3K is printed as 245K: rounded up, as HM-LSTM's raw count is",
+        ),
         ("lstm_s", "adding", ADDING, 41_301, "41.8K", "the figure prints the MNIST count, not the task's"),
         ("lstm_m", "adding", ADDING, 232_101, "233K", "the figure prints the MNIST count, not the task's"),
         ("tp_rnn_s", "adding", ADDING, 42_525, "42.5K", ""),
         ("tp_rnn_m", "adding", ADDING, 233_775, "234K", ""),
     ],
 )
-def test_count(
-    name: str, setting: str, spec: TaskSpec, derived: int, as_printed: str, why_not: str
-) -> None:
+def test_count(name: str, setting: str, spec: TaskSpec, derived: int, as_printed: str, why_not: str) -> None:
     found = row(name, setting).build(spec).parameter_count
     assert found == derived
     digits = 1 if "." in as_printed else 0

@@ -74,8 +74,12 @@ def numpy_layer(xs: list[Array], layer: TPRNNLayer) -> tuple[Array, list[Array]]
             if level == 0:
                 return seen[i - 1]
             below = -(-steps // g ** (level - 1))
-            parts = [aggregate(level - 1, m, steps, seen) for m in range((i - 1) * g + 1, min(i * g, below) + 1)]
-            return numpy_theta([p[0] for p in parts], thetas[0]), numpy_theta([p[1] for p in parts], thetas[1])
+            parts = [
+                aggregate(level - 1, m, steps, seen) for m in range((i - 1) * g + 1, min(i * g, below) + 1)
+            ]
+            return numpy_theta([p[0] for p in parts], thetas[0]), numpy_theta(
+                [p[1] for p in parts], thetas[1]
+            )
 
         for step, x in enumerate(window, start=1):
             if step > 1 and (step - 1) % g == 0:
@@ -230,12 +234,16 @@ def test_gradients_equal_the_released_code(shared: Path, variant: str, attention
         "softmax_b": model.head.linear.bias.grad.numpy(),
     }
     for name, found in pairs.items():
-        np.testing.assert_allclose(found, z[f"{variant}.f64.grad.{name}"], rtol=1e-9, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(
+            found, z[f"{variant}.f64.grad.{name}"], rtol=1e-9, atol=1e-13, err_msg=name
+        )
 
 
 def test_scrambled_attention_is_a_reshape_without_transpose() -> None:
     theta = ramp(StateAggregation(3, attention="scrambled").double())
-    states = [torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    states = [
+        torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(3)
+    ]
     E = torch.stack(states, -1)  # (B, H, n), as the released code has it
     S = torch.sigmoid(torch.relu(E.reshape(8, 3) @ theta.W1.T) @ theta.W2.T)  # (B*H, n)
     expected = torch.tanh((S.reshape(2, 3, 4) * E.transpose(1, 2)).sum(1))
@@ -248,7 +256,13 @@ def test_scrambled_attention_is_a_reshape_without_transpose() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru", "elman"])
 def test_without_feedback_it_is_the_plain_recurrence(cell: str) -> None:
     """One sub-pyramid, mean aggregation, nothing fed back: the top is the mean of torch's own states."""
-    fields = {"cell": cell, "aggregation": "mean", "top_down": False, "bias": "double", "attention": "aligned"}
+    fields = {
+        "cell": cell,
+        "aggregation": "mean",
+        "top_down": False,
+        "bias": "double",
+        "attention": "aligned",
+    }
     model = config(pyramid_length=[9], granularity=[9], **fields).build(SPEC).double()
     torch_layer = {"lstm": nn.LSTM, "gru": nn.GRU, "elman": nn.RNN}[cell](2, 3, batch_first=True).double()
     torch_layer.load_state_dict({f"{k}_l0": v for k, v in model.layers[0].cell.state_dict().items()})
@@ -257,7 +271,7 @@ def test_without_feedback_it_is_the_plain_recurrence(cell: str) -> None:
 
 
 def test_a_group_that_never_fills_is_the_plain_lstm() -> None:
-    """g above T: no state is ever fed back, and the one aggregate is theta of all states."""
+    """G above T: no state is ever fed back, and the one aggregate is theta of all states."""
     model = ramp(config(pyramid_length=[20], granularity=[20], **PAPER).build(SPEC).double())
     layer = model.layers[0]
     reference = nn.LSTM(2, 3, batch_first=True).double()
@@ -275,7 +289,9 @@ def test_ablations_change_what_they_name() -> None:
     x = torch.randn(2, 13, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def summary(**fields: object) -> Tensor:
-        return ramp(config(pyramid_length=[4, 2], granularity=[2, 2], **fields).build(SPEC).double())(x).summary
+        return ramp(config(pyramid_length=[4, 2], granularity=[2, 2], **fields).build(SPEC).double())(
+            x
+        ).summary
 
     full = summary()
     for name in ("iterative_aggregation", "top_down", "output_aggregation"):
@@ -305,7 +321,9 @@ def test_without_the_shortcut_the_output_is_the_last_top() -> None:
 @pytest.mark.parametrize("method", ["senet", "mean", "max"])
 def test_other_aggregations(method: str) -> None:
     theta = ramp(StateAggregation(3, method=method).double())
-    states = [torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(2)]
+    states = [
+        torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(2)
+    ]
     e = torch.stack(states)
     if method == "mean":
         expected = (states[0] + states[1]) / 2
@@ -321,7 +339,9 @@ def test_other_aggregations(method: str) -> None:
 def test_output_maps_multiply_each_layer() -> None:
     output = ramp(OutputAggregation(2, 3, method="sum", maps=True, squash=False).double())
     a, b = torch.randn(2, 4, 3, dtype=torch.float64).unbind(0)
-    torch.testing.assert_close(output([a, b]), a @ output.maps[0] + b @ output.maps[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        output([a, b]), a @ output.maps[0] + b @ output.maps[1], rtol=1e-12, atol=1e-12
+    )
 
 
 # --- integers ------------------------------------------------------------------------------------------------------
@@ -350,7 +370,9 @@ def test_every_state_is_in_one_group(T: int, L: int, g: int) -> None:
 
 def test_initial_weights_are_the_released_ones() -> None:
     torch.manual_seed(0)
-    model = config(hidden_size=100, pyramid_length=[49], granularity=[7]).build(TaskSpec(input_size=1, outputs=10))
+    model = config(hidden_size=100, pyramid_length=[49], granularity=[7]).build(
+        TaskSpec(input_size=1, outputs=10)
+    )
     cell, theta = model.layers[0].cell, model.layers[0].within[0]
     bound = math.sqrt(6 / (1 + 100 + 400))
     assert cell.weight_hh.abs().max() <= bound
@@ -388,5 +410,3 @@ def test_a_higher_level_feeds_the_next_layer() -> None:
     lower.load_state_dict(layer.state_dict())
     ones = lower(x, torch.tensor([19, 9])).emitted
     torch.testing.assert_close(result.emitted[0, 0], layer.within[0]([ones[0:1, 0], ones[0:1, 1]])[0])
-
-

@@ -26,8 +26,20 @@ TINY: dict[str, list[dict[str, object]]] = {
             "output_squash": True,
             "shortcut_order": "paper",
         },
-        {"hidden_size": 3, "pyramid_length": [4, 2], "granularity": [2, 2], "cell": "elman", "aggregation": "senet"},
-        {"hidden_size": 3, "pyramid_length": [4, 2], "granularity": [2, 2], "aggregation": "max", "top_down": False},
+        {
+            "hidden_size": 3,
+            "pyramid_length": [4, 2],
+            "granularity": [2, 2],
+            "cell": "elman",
+            "aggregation": "senet",
+        },
+        {
+            "hidden_size": 3,
+            "pyramid_length": [4, 2],
+            "granularity": [2, 2],
+            "aggregation": "max",
+            "top_down": False,
+        },
         {
             "hidden_size": 3,
             "pyramid_length": [4, 4],
@@ -55,4 +67,5 @@ def tiny_configs() -> list[ModelConfig]:
 
 def label(config: ModelConfig) -> str:
     """A name for a test's parameter."""
-    return f"{config.name}-{TINY[config.name].index(config.model_dump(mode='json', exclude_unset=True, exclude={'name'}))}"
+    fields = config.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    return f"{config.name}-{TINY[config.name].index(fields)}"

@@ -138,7 +138,12 @@ def test_parts_of_a_batch_give_the_gradient_of_the_batch(tmp_path: Path) -> None
     ends = []
     for parts in (1, 4):
         run = RunDir(tmp_path / f"parts-{parts}")
-        overrides = ("train.batch_size=33", f"train.accumulate={parts}", "train.max_steps=3", "train.optimizer=sgd")
+        overrides = (
+            "train.batch_size=33",
+            f"train.accumulate={parts}",
+            "train.max_steps=3",
+            "train.optimizer=sgd",
+        )
         train_run(plan(tmp_path, *overrides, row="tp_rnn_s"), run, means(tmp_path))
         ends.append(checkpoint.load(run.last, CPU)["model"])
     for name in ends[0]:
@@ -195,7 +200,10 @@ def test_a_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
     order = task.dataset("train").plan(100, seed=0, epoch=0)
     hit = next(k for k, indices in enumerate(order) if (indices == 0).any())
     run.path.mkdir()
-    with StopRequests() as stop, pytest.raises(DivergedError, match=rf"diverged at step {hit + 1} \(loss nan") as error:
+    with (
+        StopRequests() as stop,
+        pytest.raises(DivergedError, match=rf"diverged at step {hit + 1} \(loss nan") as error,
+    ):
         training.fit(stop)
     assert error.value.code == 4
     assert training.standing.step == hit
@@ -218,7 +226,9 @@ def test_patience_ends_training(tmp_path: Path) -> None:
 
 
 def test_epochs_end_training_and_count_as_epochs(tmp_path: Path) -> None:
-    result = train_run(plan(tmp_path, "train.max_steps=null", "train.epochs=2"), RunDir(tmp_path / "r"), means(tmp_path))
+    result = train_run(
+        plan(tmp_path, "train.max_steps=null", "train.epochs=2"), RunDir(tmp_path / "r"), means(tmp_path)
+    )
     per_epoch = math.ceil(result["data"]["splits"]["train"] / 100)
     assert (result["steps"], result["epochs"], result["stopped_by"]) == (2 * per_epoch, 2, "epochs")
 
@@ -296,7 +306,9 @@ def test_optimizers(tmp_path: Path, overrides: tuple[str, ...], kind: type) -> N
     assert group.get("momentum", train.momentum) == train.momentum
 
 
-def rates(tmp_path: Path, *overrides: str, steps: list[int], validations: tuple[float, ...] = ()) -> list[float]:
+def rates(
+    tmp_path: Path, *overrides: str, steps: list[int], validations: tuple[float, ...] = ()
+) -> list[float]:
     train = plan(tmp_path, "train.lr=1.0", *overrides).train
     selection = Selection("loss", "min")
     return [lr_at(train, Progress(s, 10, 100, validations), selection) for s in steps]
@@ -304,7 +316,12 @@ def rates(tmp_path: Path, *overrides: str, steps: list[int], validations: tuple[
 
 def test_schedules(tmp_path: Path) -> None:
     assert rates(tmp_path, steps=[0, 99]) == [1, 1]
-    decay = ("train.schedule.name=decay", "train.schedule.start=20", "train.schedule.every=10", "train.schedule.factor=0.5")
+    decay = (
+        "train.schedule.name=decay",
+        "train.schedule.start=20",
+        "train.schedule.every=10",
+        "train.schedule.factor=0.5",
+    )
     assert rates(tmp_path, *decay, steps=[0, 19, 20, 29, 30, 40]) == [1, 1, 0.5, 0.5, 0.25, 0.125]
     exponential = ("train.schedule.name=exponential", "train.schedule.factor=0.5")
     assert rates(tmp_path, *exponential, steps=[0, 9, 10, 25]) == [1, 1, 0.5, 0.25]
