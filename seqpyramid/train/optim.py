@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,15 @@ from seqpyramid.recipe import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser over the model's trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Build the recipe's optimiser over the model's trainable parameters.
+
+    A parameter with the attribute ``no_weight_decay`` (the time scales of a state-space model) is never decayed.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    exempt = [p for p in trainable if getattr(p, "no_weight_decay", False)]
+    parameters: list[dict[str, Any]] = [{"params": [p for p in trainable if not any(p is q for q in exempt)]}]
+    if exempt:
+        parameters.append({"params": exempt, "weight_decay": 0.0})
     match config.optimizer:
         case "adam" | "adamw":
             kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
