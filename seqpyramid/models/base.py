@@ -79,6 +79,11 @@ class ModelConfig(BaseModel):
         """Whether output t depends on inputs up to t only."""
         return True
 
+    @property
+    def exact_gradient(self) -> bool:
+        """Whether the gradient is the derivative; a straight-through estimator's is not."""
+        return True
+
     def problems(self, spec: TaskSpec) -> dict[str, str]:
         """Name what this config cannot do for a task: field -> sentence (field ``""``: the model as a whole)."""
         found: dict[str, str] = {}

@@ -6,7 +6,7 @@ A cell splits its step in two: :meth:`Cell.project` maps the inputs of all steps
 - Elman (1990): :math:`h_t = \tanh(U x_t + W h_{t-1} + b)`
 - LSTM (Gers et al. 2000): :math:`c_t = \sigma(f) c_{t-1} + \sigma(i) \tanh(g)`, :math:`h_t = \sigma(o) \tanh(c_t)`
   with :math:`[i, f, g, o] = U x_t + W h_{t-1} + b`
-- GRU (Cho et al. 2014, v3; torch's form, reset after the product):
+- GRU (Cho et al. 2014, arXiv:1406.1078v1; torch's form, reset after the product):
   :math:`h_t = (1 - z) n + z h_{t-1}`, :math:`n = \tanh(U_n x_t + b_n + r (W_n h_{t-1} + b'_n))`,
   :math:`[r, z] = \sigma(U x_t + W h_{t-1} + b)`
 

@@ -1,7 +1,7 @@
 r"""Elman, LSTM and GRU stacks on torch's fused layers: the baselines of every table.
 
 Sources: Elman, "Finding structure in time", 1990; Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al.
-2000; Cho et al. 2014 (arXiv:1406.1078v3). The equations stand in :mod:`seqpyramid.models.cells`; layer k reads the
+2000; Cho et al. 2014 (arXiv:1406.1078v1, reset after the product). The equations stand in :mod:`seqpyramid.models.cells`; layer k reads the
 states of layer k-1.
 
 As baselines of TP-RNN (Ma et al., AAAI 2020, Table 1): LSTM-S is one layer of 100; LSTM-M has three, and its
@@ -83,7 +83,7 @@ class LSTMConfig(StackConfig):
 class GRUConfig(StackConfig):
     """GRU stack, torch's form: reset after the recurrent product."""
 
-    summary_line: ClassVar[str] = "GRU stack (Cho et al. 2014, v3: reset after), on torch's fused layers"
+    summary_line: ClassVar[str] = "GRU stack (Cho et al. 2014, v1: reset after the product), on torch's fused layers"
     name: Literal["gru"] = "gru"
 
     def _build(self, spec: TaskSpec) -> SequenceModel:

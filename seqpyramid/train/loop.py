@@ -101,6 +101,7 @@ class Training:
         self.total_steps = self._total_steps()
         self.standing = Standing()
         self.carried: list[Any] = []
+        self.diagnostics: dict[str, Tensor] = {}
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def fit(self, stop: StopRequests) -> Standing:
@@ -190,6 +191,7 @@ class Training:
                 part_loss = part_loss + output.aux_loss * part_count
             torch.autograd.backward(part_loss)
             self.carried[k] = detached(output.state)
+            self.diagnostics = output.diagnostics
             loss_sum += part_loss.detach()
             count += part_count
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -225,6 +227,7 @@ class Training:
             "gradient_norm": now.norm_sum / steps,
             "lr": rate,
             "seconds": round(now.seconds, 3),
+            **{name: value.item() for name, value in self.diagnostics.items()},  # of the last batch
         }
         now.loss_sum = now.norm_sum = 0.0
         now.recorded_step = now.step

@@ -173,6 +173,16 @@ def test_one_step_of_sgd_is_the_equation(tmp_path: Path) -> None:
     assert record["gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_diagnostics_of_a_model_are_recorded(tmp_path: Path) -> None:
+    chosen = plan(tmp_path, "train.max_steps=2", "models.gru={name: hm_lstm, hidden_sizes: [3, 3], embedding_size: 3}")
+    run = RunDir(tmp_path / "run")
+    train_run(chosen, run, means(tmp_path))
+    record = records(run)[0]
+    assert 0 <= record["boundary_1"] <= 1
+    assert record["copy_1"] == 0
+    assert record["copy_2"] + record["update_2"] + record["flush_2"] == pytest.approx(1)
+
+
 class Poisoned(ArrayDataset):
     """Digits whose example 0 is not a number."""
 
