@@ -372,8 +372,10 @@ def compare(
 ) -> None:
     """Put results into tables: ours (mean ± sd over seeds) beside the paper's printed number."""
     from seqpyramid.compare.collect import collect
+    from seqpyramid.compare.data import to_json
+    from seqpyramid.compare.render import to_csv, to_latex, to_markdown, to_terminal
     from seqpyramid.compare.report import to_html
-    from seqpyramid.compare.tables import build_tables, to_csv, to_json, to_latex, to_markdown, to_terminal
+    from seqpyramid.compare.tables import build_tables
     from seqpyramid.console import note, out
     from seqpyramid.rundir import write_atomically
 

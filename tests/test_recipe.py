@@ -18,15 +18,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from seqpyramid import recipe as module
 from seqpyramid import yaml12
 from seqpyramid.contracts import Needs, TaskSpec
 from seqpyramid.errors import DataError, RecipeError
 from seqpyramid.models.base import ModelConfig
-from seqpyramid.recipe import PaperRef, Recipe, described, json_schema, load, plan_from_yaml, recipe_files
+from seqpyramid.recipe import (
+    PaperRef,
+    Recipe,
+    RecipeFile,
+    bundled,
+    described,
+    json_schema,
+    load,
+    plan_from_yaml,
+    recipe_files,
+    tables,
+)
+from seqpyramid.recipe.train import Decay, TrainConfig
 from seqpyramid.registry import Registry
 from seqpyramid.tasks.base import TaskConfig
-from seqpyramid.train_config import Decay, TrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -111,8 +121,8 @@ def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_models", lambda: Registry("model", [LSTM, Pyramid]))
-    monkeypatch.setattr(module, "_tasks", lambda: Registry("task", [Pixels, Own]))
+    monkeypatch.setattr(tables, "models", lambda: Registry("model", [LSTM, Pyramid]))
+    monkeypatch.setattr(tables, "tasks", lambda: Registry("task", [Pixels, Own]))
 
 
 GOOD = """\
@@ -343,7 +353,7 @@ def test_a_task_over_own_data_is_not_asked_for_its_spec(tmp_path: Path) -> None:
 def test_unknown_recipes_name_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
     write(tmp_path / "recipes", name="pmnist.yaml")
-    monkeypatch.setattr(module, "_PACKAGE", tmp_path / "seqpyramid")
+    monkeypatch.setattr(bundled, "PACKAGE", tmp_path / "seqpyramid")
     assert recipe_files() == {"pmnist": tmp_path / "recipes" / "pmnist.yaml"}
     assert load("pmnist").name == "pmnist"
     with pytest.raises(
@@ -625,7 +635,7 @@ def test_model_default_and_code_version_count(tmp_path: Path, monkeypatch: pytes
         granularity: tuple[int, ...] = (2, 3)
         reset: bool = False
 
-    monkeypatch.setattr(module, "_models", lambda: Registry("model", [LSTM, Later]))
+    monkeypatch.setattr(tables, "models", lambda: Registry("model", [LSTM, Later]))
     assert fingerprint(tmp_path)["model"] != before["model"], "a new default"
     set_tables(monkeypatch)
     assert fingerprint(tmp_path) == before
@@ -677,7 +687,7 @@ def test_sources_of_other_rows_are_left_behind(tmp_path: Path) -> None:
 def test_json_schema_names_every_section_and_variant() -> None:
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
-    assert set(schema["properties"]) == set(module.RecipeFile.model_fields)
+    assert set(schema["properties"]) == set(RecipeFile.model_fields)
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"title", "task", "train", "models", "model"}
     assert schema["properties"]["task"]["discriminator"]["mapping"].keys() == {"pixels", "own"}
@@ -687,7 +697,7 @@ def test_json_schema_names_every_section_and_variant() -> None:
 
 
 def test_json_schema_of_one_entry_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_models", lambda: Registry("model", [LSTM]))
+    monkeypatch.setattr(tables, "models", lambda: Registry("model", [LSTM]))
     assert "LSTM" in json_schema()["$defs"]
 
 

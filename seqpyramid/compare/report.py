@@ -8,17 +8,9 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from seqpyramid.compare.tables import (
-    DAGGER,
-    NOTHING,
-    Block,
-    Comparison,
-    Layout,
-    Number,
-    lay_out,
-    lay_out_pairs,
-    number_format,
-)
+from seqpyramid.compare.layout import Layout, lay_out, lay_out_pairs, number_format
+from seqpyramid.compare.notation import DAGGER, NOTHING, Number
+from seqpyramid.compare.tables import Block, Comparison
 
 _MARGIN = 4.0
 """Percent of the width kept free at both ends of the axis, so that end labels are not cut."""

@@ -22,7 +22,6 @@ from seqpyramid.contracts import Needs, TaskSpec
 from seqpyramid.errors import DataError, RecipeError
 from seqpyramid.models.heads import Head, HeadInit
 
-
 ALL_THREADS = torch.get_num_threads()
 """What torch would use by itself."""
 

@@ -1,8 +1,8 @@
 r"""Elman, LSTM and GRU stacks on torch's fused layers: the baselines of every table.
 
 Sources: Elman, "Finding structure in time", 1990; Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al.
-2000; Cho et al. 2014 (arXiv:1406.1078v1, reset after the product). The equations stand in :mod:`seqpyramid.models.cells`; layer k reads the
-states of layer k-1.
+2000; Cho et al. 2014 (arXiv:1406.1078v1, reset after the product). The equations stand in
+:mod:`seqpyramid.models.cells`; layer k reads the states of layer k-1.
 
 As baselines of TP-RNN (Ma et al., AAAI 2020, Table 1): LSTM-S is one layer of 100; LSTM-M has three, and its
 printed 233K parameters (232,610) only come out with the output aggregation of the released TP-RNN: a 100 x 100
@@ -83,7 +83,9 @@ class LSTMConfig(StackConfig):
 class GRUConfig(StackConfig):
     """GRU stack, torch's form: reset after the recurrent product."""
 
-    summary_line: ClassVar[str] = "GRU stack (Cho et al. 2014, v1: reset after the product), on torch's fused layers"
+    summary_line: ClassVar[str] = (
+        "GRU stack (Cho et al. 2014, v1: reset after the product), on torch's fused layers"
+    )
     name: Literal["gru"] = "gru"
 
     def _build(self, spec: TaskSpec) -> SequenceModel:

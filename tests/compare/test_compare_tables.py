@@ -25,7 +25,8 @@ from seqpyramid.compare import (
     to_markdown,
     to_terminal,
 )
-from seqpyramid.compare.tables import Number, lay_out, lay_out_pairs
+from seqpyramid.compare.layout import lay_out, lay_out_pairs
+from seqpyramid.compare.notation import Number
 from seqpyramid.errors import IntegrityError, UserError
 from seqpyramid.rundir import RESULT_FORMAT, RunDir, write_json
 

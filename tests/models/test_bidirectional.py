@@ -16,6 +16,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.errors import RecipeError
 from seqpyramid.models.base import Encoding, SequenceModel, use_threads
 from seqpyramid.models.bidirectional import Bidirectional, BidirectionalConfig, reverse
+from seqpyramid.models.rnn import LSTMConfig
 from seqpyramid.recipe import load, plan_from_yaml
 
 SPEC = TaskSpec(input_size=2, outputs=3)
@@ -195,8 +196,13 @@ def test_one_thread_where_the_inner_model_is_a_step_loop() -> None:
 
 
 def test_a_straight_through_gradient_inside_is_no_exact_one_outside() -> None:
+    class Guessing(LSTMConfig):
+        @property
+        def exact_gradient(self) -> bool:
+            return False
+
     assert config().exact_gradient
-    assert not config(name="hm_lstm").exact_gradient
+    assert not BidirectionalConfig(inner=Guessing()).exact_gradient
 
 
 # --- what it refuses -----------------------------------------------------------------------------------------------
@@ -302,6 +308,8 @@ def test_a_recipe_round_trip_keeps_the_inner_model_and_its_fingerprint(tmp_path:
     [
         ("lstn", "models.both.inner.name: unknown model 'lstn'; did you mean 'lstm'?"),
         ("lstm, dropout: 0.5", "models.both.inner.dropout: acts between layers"),
+        ("lstm, hidden_size: 0", "models.both.inner.hidden_size: must be above 0, not 0"),
+        ("lstm, hiden_size: 3", "models.both.inner.hiden_size: unknown key; did you mean 'hidden_size'?"),
     ],
 )
 def test_a_recipe_names_the_path_of_a_fault_inside(tmp_path: Path, inner: str, message: str) -> None:

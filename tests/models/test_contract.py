@@ -17,6 +17,9 @@ CONFIGS = tiny_configs()
 T = 11
 LENGTHS = torch.tensor([11, 1, 4, 7, 8])
 
+ROUNDED_TOGETHER = {"s4d": 1e-13}
+"""Tolerance of a model whose FFT runs over a whole sequence, so that a step's last bit depends on later ones."""
+
 
 def build(config: ModelConfig, needs: str = "summary", *, carry_state: bool = False) -> SequenceModel:
     torch.manual_seed(0)
@@ -82,7 +85,7 @@ def test_causal(config: ModelConfig) -> None:
     changed = x.clone()
     changed[:, 5:] += 1
     before, after = model(x).outputs, model(changed).outputs
-    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=0)
+    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=0, atol=ROUNDED_TOGETHER.get(config.name, 0))
     assert not torch.equal(after[:, 5:], before[:, 5:])
 
 

@@ -84,9 +84,9 @@ def test_every_recipe_row_meets_its_printed_count(recipe: str) -> None:
     spec = loaded.task.build().spec
     compared = 0
     for name, config in loaded.models.items():
-        cell = cells[name]
-        if cell.parameters_printed is not None:
+        cell = cells.get(name)
+        if cell is not None and cell.parameters_printed is not None:
             found = config.build(spec).parameter_count
             assert abs(found - count(cell.parameters_printed)) < 1_000, (name, found, cell.parameters_printed)
             compared += 1
-    assert compared == len(loaded.models) or not any(c.parameters_printed for c in cells.values())
+    assert compared == len([c for c in cells.values() if c.row is not None and c.parameters_printed])

@@ -141,6 +141,12 @@ def test_initial_weights() -> None:
         assert (conv.bias.abs().max() == 0) == (init == "tensorflow")
 
 
+def test_a_window_may_just_span_the_sequence() -> None:
+    model = build(TaskSpec(input_size=2, outputs=3, max_length=8), kernel_sizes=[8, 8])
+    model(inputs(2, 8)).outputs.sum().backward()
+    assert (model.layers[1].conv.weight.grad.abs().sum((0, 1)) > 0).all()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

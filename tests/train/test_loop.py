@@ -174,7 +174,9 @@ def test_one_step_of_sgd_is_the_equation(tmp_path: Path) -> None:
 
 
 def test_diagnostics_of_a_model_are_recorded(tmp_path: Path) -> None:
-    chosen = plan(tmp_path, "train.max_steps=2", "models.gru={name: hm_lstm, hidden_sizes: [3, 3], embedding_size: 3}")
+    chosen = plan(
+        tmp_path, "train.max_steps=2", "models.gru={name: hm_lstm, hidden_sizes: [3, 3], embedding_size: 3}"
+    )
     run = RunDir(tmp_path / "run")
     train_run(chosen, run, means(tmp_path))
     record = records(run)[0]
