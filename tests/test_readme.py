@@ -58,6 +58,32 @@ def test_own_task(tmp_path: Path) -> None:
     assert task.loss(torch.zeros(4, 2), batch)[1] == 4
 
 
+def model_table() -> list[str]:
+    """The README's table of models, as it must read."""
+    from seqpyramid.models import MODELS
+    from seqpyramid.recipe import load
+
+    pmnist = load("pmnist")
+    spec = pmnist.task.build().spec
+    rows: dict[str, list[str]] = {}
+    for row, config in pmnist.models.items():
+        rows.setdefault(config.name, []).append(f"`{row}` {config.build(spec).parameter_count:,}")
+    lines = []
+    for name, entry in MODELS.items():
+        test = f"test_{entry.__module__.rsplit('.', 1)[1]}.py"
+        assert (README.parent / "tests" / "models" / test).exists(), test
+        options = ", ".join(f"`{field}`" for field in entry.model_fields if field not in ("name", "hidden_size"))
+        lines.append(f"| `{name}` | {entry.summary_line} | {'; '.join(rows[name])} | {options} | `{test}` |")
+    return lines
+
+
+def test_the_model_table_is_true() -> None:
+    text = README.read_text(encoding="utf-8").splitlines()
+    wanted = model_table()
+    missing = [line for line in wanted if line not in text]
+    assert not missing, "put these lines into README.md:\n" + "\n".join(wanted)
+
+
 def test_every_recipe_and_exit_code_is_in_the_readme() -> None:
     from seqpyramid.errors import EXIT_CODES
     from seqpyramid.recipe import recipe_files
