@@ -72,7 +72,9 @@ def model_table() -> list[str]:
     for name, entry in MODELS.items():
         test = f"test_{entry.__module__.rsplit('.', 1)[1]}.py"
         assert (README.parent / "tests" / "models" / test).exists(), test
-        options = ", ".join(f"`{field}`" for field in entry.model_fields if field not in ("name", "hidden_size"))
+        options = ", ".join(
+            f"`{field}`" for field in entry.model_fields if field not in ("name", "hidden_size")
+        )
         lines.append(f"| `{name}` | {entry.summary_line} | {'; '.join(rows[name])} | {options} | `{test}` |")
     return lines
 

@@ -13,8 +13,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.errors import RecipeError, ResourceError
 from seqpyramid.models import MODELS
 from seqpyramid.models.base import Encoding, SequenceModel
-
-SIZES: dict[str, dict[str, Any]] = {"tp_rnn": {"pyramid_length": (4, 2), "granularity": (2, 2)}}
+from tests.models.tiny import tiny_config
 
 
 class Linear(SequenceModel):
@@ -88,10 +87,14 @@ def test_nothing_to_measure_is_refused() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_a_curve(name: str) -> None:
-    model = MODELS[name].model_validate(SIZES.get(name, {})).build(TaskSpec(input_size=2, outputs=3))
+    torch.manual_seed(0)
+    model = tiny_config(name).build(TaskSpec(input_size=2, outputs=3))
     flow = gradient_flow(model, time=9, batch=2)
     assert (flow.shape, flow.dtype) == ((9,), torch.float64)
-    assert bool((flow > 0).all()), "every step should reach the summary"
+    assert bool(torch.isfinite(flow).all())
+    assert flow[-1] > 0, "the last step should reach the summary"
+    if name in ("rnn", "lstm", "gru", "tp_rnn"):
+        assert bool((flow > 0).all()), "every step should reach the summary"
 
 
 def test_the_picture_is_a_png_of_some_size(tmp_path: Path) -> None:

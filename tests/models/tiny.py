@@ -245,6 +245,11 @@ def tiny_configs() -> list[ModelConfig]:
     ]
 
 
+def tiny_config(name: str) -> ModelConfig:
+    """The first tiny config of one entry."""
+    return next(config for config in tiny_configs() if config.name == name)
+
+
 def label(config: ModelConfig) -> str:
     """A name for a test's parameter."""
     fields = config.model_dump(mode="json", exclude_unset=True, exclude={"name"})
