@@ -1,5 +1,6 @@
 """What all tests share: one CPU thread, and where the real data lies in a working copy that has it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,10 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder with real data and golden vectors beside this checkout")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _denormals_are_numbers() -> Iterator[None]:
+    """Undo what a command run inside the test process did to its floating point."""
+    yield
+    torch.set_flush_denormal(False)
