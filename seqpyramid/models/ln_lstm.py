@@ -9,7 +9,7 @@ Source: Ba, Kiros, Hinton, "Layer normalization", 2016, arXiv:1607.06450v1, supp
     LN(z; \gamma, \beta) &= \gamma \odot (z - \mu) / \sqrt{s^2 + \epsilon} + \beta
 
 with mu and s^2 the mean and (biased) variance over the units of one vector: over all 4 H of a projection together, not
-gate by gate (as the haste library computes it). Gains start at 1, beta_3 at 0.
+gate by gate (as the haste library computes it). Gains start at 1 (``initial_gamma``), beta_3 at 0.
 
 Parameters: the LSTM's, and 8 H + 2 H.
 
@@ -19,7 +19,9 @@ in haste, b stands for all three. epsilon is not in the paper (0); ``epsilon`` k
 Not established: the start of the weights (torch's here) and of the forget bias (no addition).
 
 Note that with one input feature W_x x_t is one column times a number, and normalizing it leaves the number's sign and,
-by epsilon, little of its size: on pixel-by-pixel images this model sees almost only which pixels are not zero.
+by epsilon, little of its size: on pixel-by-pixel images this model sees almost only which pixels are not zero. There
+gains of 1 also make the recurrence chaotic, and the very first gradient overflows float32 over some hundred steps; a
+start of 0.1, as Cooijmans et al. (2017) give batch normalization for the same reason, keeps it small.
 
 Speed: no fused layer normalizes inside, so this is a step loop; the normalized input projections are hoisted out of it.
 
@@ -45,6 +47,7 @@ class LayerNormLSTMConfig(UnrolledLSTMConfig):
     summary_line: ClassVar[str] = "Layer-norm LSTM (Ba et al. 2016): normalized projections and cell"
     name: Literal["ln_lstm"] = "ln_lstm"
     epsilon: float = Field(default=1e-5, gt=0, description="added to the variance")
+    initial_gamma: float = Field(default=1.0, gt=0, description="start of the gains of the two projections")
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
         return LayerNormLSTM(spec, **self.model_dump(exclude={"name"}))
@@ -56,15 +59,16 @@ class LayerNormLSTM(UnrolledLSTM):
     Args:
         spec: the task's side of the contract.
         epsilon: added to the variance.
+        initial_gamma: start of gamma_1 and gamma_2.
         options: as in :class:`seqpyramid.models.unrolled.UnrolledLSTM`.
     """
 
-    def __init__(self, spec: TaskSpec, *, epsilon: float, **options: Any) -> None:
+    def __init__(self, spec: TaskSpec, *, epsilon: float, initial_gamma: float, **options: Any) -> None:
         super().__init__(spec, **options)
         size = self.cell.hidden_size
         self.epsilon = epsilon
-        self.gamma_x = nn.Parameter(torch.ones(4 * size))
-        self.gamma_h = nn.Parameter(torch.ones(4 * size))
+        self.gamma_x = nn.Parameter(torch.full((4 * size,), initial_gamma))
+        self.gamma_h = nn.Parameter(torch.full((4 * size,), initial_gamma))
         self.gamma_c = nn.Parameter(torch.ones(size))
         self.beta_c = nn.Parameter(torch.zeros(size))
 

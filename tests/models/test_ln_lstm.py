@@ -59,6 +59,21 @@ def test_start() -> None:
     assert model.beta_c.abs().sum() == 0
 
 
+def test_small_gains_keep_the_first_gradient_finite() -> None:
+    """784 pixels, most of them zero: with gains of 1 the gradient overflows float32."""
+    norms = {}
+    for gamma in (1.0, 0.1):
+        model = build("ln_lstm", MNIST, initial_gamma=gamma).float()
+        assert model.gamma_x[0] == model.gamma_h[0] == gamma
+        assert model.gamma_c[0] == 1
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(2, 400, 1, generator=generator)
+        model(pixels * (pixels > 0.8)).outputs.logsumexp(1).sum().backward()
+        norms[gamma] = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+    assert norms[0.1] < 100
+    assert not norms[1.0] < 1e6
+
+
 def test_parameter_count() -> None:
     lstm = build("lstm", MNIST).parameter_count
     assert build("ln_lstm", MNIST).parameter_count == lstm + 8 * 100 + 2 * 100 == 42_810
