@@ -142,9 +142,9 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     """The table that ends ``train``, and what to type next."""
     metric = results[0]["metric"]
     table = Table(title=f"{results[0]['recipe']}: {metric}", title_justify="left")
-    table.add_column("row")
-    for column in ("seed", "validation", "test", "parameters", "best epoch", "training time"):
-        table.add_column(column, justify="right")
+    table.add_column("row", no_wrap=True)
+    for column in ("seed", "validation", "test", "parameters", "best epoch", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result["row"] + (" †" if result["modified"] else ""),
@@ -171,7 +171,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
 def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
     """The tables of ``profile``: sizes, then speed and memory."""
     first = profiles[0]
-    where = f"{first['device']}, {first['threads']} threads"
+    where = f"{first['device']}, {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     sizes = Table(title=f"{recipe}: size at T = {first['length']}", title_justify="left")
     speeds = Table(title=f"{recipe}: speed at B = {first['batch_size']} ({where})", title_justify="left")
     for table, columns in (
