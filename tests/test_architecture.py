@@ -104,7 +104,17 @@ def test_tables_match_their_folders() -> None:
     from seqpyramid.tasks import TASKS
 
     shared_parts = {
-        "models": {"__init__", "base", "heads", "aggregation", "cells", "scan", "unrolled", "blocks"},
+        "models": {
+            "__init__",
+            "base",
+            "heads",
+            "aggregation",
+            "cells",
+            "scan",
+            "unrolled",
+            "blocks",
+            "two_state",
+        },
         "tasks": {"__init__", "base", "metrics"},
     }
     for kind, table in (("models", MODELS), ("tasks", TASKS)):

@@ -11,16 +11,84 @@ together. A batch norm, which one of them has as an option, is left out: there, 
 Shapes: B batch, T time, H units.
 """
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from seqpyramid.models.base import last_steps, mask_steps
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.models.base import Encoding, SequenceModel, last_steps, mask_steps
+from seqpyramid.models.heads import HeadInit
 
 NormPlace = Literal["pre", "post"]
 Summary = Literal["mean", "last"]
+
+
+class Mixer(nn.Module, ABC):
+    """A map along time, M: (B, T, H) -> (B, T, H)."""
+
+    @abstractmethod
+    def forward(self, u: Tensor) -> Tensor:
+        """Map (B, T, H) to (B, T, H)."""
+
+    @abstractmethod
+    def flops(self, time: int) -> int:
+        """FLOPs of its matrix products over ``time`` steps."""
+
+
+class GatedStack(SequenceModel):
+    """A linear map, a block around each mixer, and one summary of all steps.
+
+    Args:
+        spec: the task's side of the contract.
+        mixers: M of each block, from the bottom.
+        hidden_size: H.
+        norm: see :class:`GatedBlock`.
+        final_norm: a layer norm after the last block.
+        dropout: see :class:`GatedBlock`.
+        tied_dropout: see :class:`GatedBlock`.
+        summary: see :func:`summarize`.
+        head_init: start of the classifier's weights.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        mixers: Sequence[Mixer],
+        *,
+        hidden_size: int,
+        norm: NormPlace,
+        final_norm: bool,
+        dropout: float,
+        tied_dropout: bool,
+        summary: Summary,
+        head_init: HeadInit,
+    ) -> None:
+        super().__init__(spec, summary_size=hidden_size, head_init=head_init)
+        self.summary: Summary = summary
+        self.input = nn.Linear(spec.input_size, hidden_size)
+        self.blocks = nn.ModuleList(
+            GatedBlock(mixer, hidden_size, norm=norm, dropout=dropout, tied_dropout=tied_dropout)
+            for mixer in mixers
+        )
+        self.norm = nn.LayerNorm(hidden_size) if final_norm else nn.Identity()
+
+    def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
+        """Run the blocks over all steps at once."""
+        x = self.input(x)
+        for block in self.blocks:
+            x = block(x, lengths)
+        x = self.norm(x)
+        steps = mask_steps(x, lengths) if self.spec.needs == "steps" else None
+        return Encoding(summarize(x, lengths, self.summary), steps=steps)
+
+    def encoder_flops(self, time: int) -> int:
+        """Linear maps and the mixers' products."""
+        blocks = sum(block.flops(time) for block in cast("list[GatedBlock]", list(self.blocks)))
+        return 2 * time * self.input.in_features * self.input.out_features + blocks
 
 
 class GatedBlock(nn.Module):
@@ -35,7 +103,7 @@ class GatedBlock(nn.Module):
     """
 
     def __init__(
-        self, mixer: nn.Module, hidden_size: int, *, norm: NormPlace, dropout: float, tied_dropout: bool
+        self, mixer: Mixer, hidden_size: int, *, norm: NormPlace, dropout: float, tied_dropout: bool
     ) -> None:
         super().__init__()
         self.mixer = mixer
@@ -59,8 +127,8 @@ class GatedBlock(nn.Module):
         return x * nnf.dropout(kept, self.dropout, self.training)
 
     def flops(self, time: int) -> int:
-        """FLOPs of the block's own product over ``time`` steps, M left out."""
-        return 2 * time * self.output.in_features * self.output.out_features
+        """FLOPs of M and of the block's own product over ``time`` steps."""
+        return self.mixer.flops(time) + 2 * time * self.output.in_features * self.output.out_features
 
 
 def summarize(steps: Tensor, lengths: Tensor, how: Summary) -> Tensor:

@@ -28,7 +28,7 @@ the input outside it.
 Shapes: B batch, T time, F input features, H oscillators.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, last_steps, mask_steps
+from seqpyramid.models.base import ModelConfig, SequenceModel
 from seqpyramid.models.heads import HeadInit
+from seqpyramid.models.two_state import TwoStateModel
 
 Damping = Literal["explicit", "implicit"]
 
@@ -73,13 +74,11 @@ class CoRNNConfig(ModelConfig):
         return CoRNN(spec, **self.model_dump(exclude={"name"}))
 
 
-class CoRNN(SequenceModel):
+class CoRNN(TwoStateModel):
     """One layer of oscillators; arguments as in :class:`CoRNNConfig`.
 
     ``weight_hh`` (H, 2 H) holds the columns of z, then those of y.
     """
-
-    step_loop = True
 
     def __init__(
         self,
@@ -92,9 +91,8 @@ class CoRNN(SequenceModel):
         damping: Damping,
         head_init: HeadInit,
     ) -> None:
-        super().__init__(spec, summary_size=hidden_size, head_init=head_init)
+        super().__init__(spec, hidden_size=hidden_size, head_init=head_init)
         H, F = hidden_size, spec.input_size
-        self.hidden_size = hidden_size
         self.dt, self.gamma, self.epsilon, self.damping = dt, gamma, epsilon, damping
         self.weight_ih = nn.Parameter(torch.empty(H, F))
         self.weight_hh = nn.Parameter(torch.empty(H, 2 * H))
@@ -102,20 +100,9 @@ class CoRNN(SequenceModel):
         for parameter in (self.weight_ih, self.weight_hh, self.bias):
             nn.init.uniform_(parameter, -((F + 2 * H) ** -0.5), (F + 2 * H) ** -0.5)
 
-    def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
-        """Run all steps; the state is (y, z), each (B, H)."""
-        y, z = state if state else 2 * [self.weight_hh.new_zeros(len(x), self.hidden_size)]
-        ys, zs = [], []
-        for projected in nnf.linear(x, self.weight_ih, self.bias).unbind(1):
-            y, z = self.step(projected, y, z)
-            ys.append(y)
-            if self.spec.carry_state:
-                zs.append(z)
-        all_y = torch.stack(ys, dim=1)
-        steps = mask_steps(all_y, lengths) if self.spec.needs == "steps" else None
-        summary = last_steps(all_y, lengths)
-        carried = (summary, last_steps(torch.stack(zs, dim=1), lengths)) if self.spec.carry_state else None
-        return Encoding(summary, steps=steps, state=carried)
+    def project(self, x: Tensor) -> Tensor:
+        """V u + b of every step."""
+        return nnf.linear(x, self.weight_ih, self.bias)
 
     def step(self, projected: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Advance (y, z) by one step from V u + b."""

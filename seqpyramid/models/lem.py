@@ -23,7 +23,7 @@ the input outside it.
 Shapes: B batch, T time, F input features, H units.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, last_steps, mask_steps
+from seqpyramid.models.base import ModelConfig, SequenceModel
 from seqpyramid.models.cells import Bias, start_cell
 from seqpyramid.models.heads import HeadInit
+from seqpyramid.models.two_state import TwoStateModel
 
 
 class LEMConfig(ModelConfig):
@@ -55,21 +56,19 @@ class LEMConfig(ModelConfig):
         return LEM(spec, **self.model_dump(exclude={"name"}))
 
 
-class LEM(SequenceModel):
+class LEM(TwoStateModel):
     """One layer; arguments as in :class:`LEMConfig`.
 
     Rows of ``weight_ih`` (4 H, F) are V_1, V_2, V_z, V_y; of ``weight_yh`` (3 H, H) W_1, W_2, W_z; the matrix
     ``weight_zh`` is W_y.
     """
 
-    step_loop = True
-
     def __init__(
         self, spec: TaskSpec, *, hidden_size: int, dt: float, bias: Bias, head_init: HeadInit
     ) -> None:
-        super().__init__(spec, summary_size=hidden_size, head_init=head_init)
+        super().__init__(spec, hidden_size=hidden_size, head_init=head_init)
         H, F = hidden_size, spec.input_size
-        self.hidden_size, self.dt = hidden_size, dt
+        self.dt = dt
         self.weight_ih = nn.Parameter(torch.empty(4 * H, F))
         self.weight_yh = nn.Parameter(torch.empty(3 * H, H))
         self.weight_zh = nn.Parameter(torch.empty(H, H))
@@ -78,20 +77,9 @@ class LEM(SequenceModel):
         self.bias_zh = nn.Parameter(torch.empty(H)) if bias == "double" else None
         start_cell(list(self.parameters(recurse=False)), F, H, init="torch")
 
-    def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
-        """Run all steps; the state is (y, z), each (B, H)."""
-        y, z = state if state else 2 * [self.weight_zh.new_zeros(len(x), self.hidden_size)]
-        ys, zs = [], []
-        for projected in nnf.linear(x, self.weight_ih, self.bias_ih).unbind(1):
-            y, z = self.step(projected, y, z)
-            ys.append(y)
-            if self.spec.carry_state:
-                zs.append(z)
-        all_y = torch.stack(ys, dim=1)
-        steps = mask_steps(all_y, lengths) if self.spec.needs == "steps" else None
-        summary = last_steps(all_y, lengths)
-        carried = (summary, last_steps(torch.stack(zs, dim=1), lengths)) if self.spec.carry_state else None
-        return Encoding(summary, steps=steps, state=carried)
+    def project(self, x: Tensor) -> Tensor:
+        """V u + b of every step."""
+        return nnf.linear(x, self.weight_ih, self.bias_ih)
 
     def step(self, projected: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Advance (y, z) by one step from the four V u + b."""

@@ -28,7 +28,7 @@ Shapes: B batch, T time, F input features, H units, N states.
 """
 
 import math
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, mask_steps
-from seqpyramid.models.blocks import GatedBlock, NormPlace, Summary, summarize
+from seqpyramid.models.base import ModelConfig, SequenceModel
+from seqpyramid.models.blocks import GatedStack, Mixer, NormPlace, Summary
 from seqpyramid.models.heads import HeadInit
 from seqpyramid.models.scan import at_least_float32, linear_scan
 
@@ -81,8 +81,8 @@ class LRUConfig(ModelConfig):
         return LRU(spec, **self.model_dump(exclude={"name"}))
 
 
-class LRU(SequenceModel):
-    """A linear map, blocks around :class:`LinearRecurrence`; arguments as in :class:`LRUConfig`."""
+class LRU(GatedStack):
+    """Blocks around :class:`LinearRecurrence`; arguments as in :class:`LRUConfig`."""
 
     def __init__(
         self,
@@ -94,41 +94,16 @@ class LRU(SequenceModel):
         r_min: float,
         r_max: float,
         max_phase: float,
-        norm: NormPlace,
-        final_norm: bool,
-        dropout: float,
-        tied_dropout: bool,
-        summary: Summary,
-        head_init: HeadInit,
+        **options: Any,
     ) -> None:
-        super().__init__(spec, summary_size=hidden_size, head_init=head_init)
-        self.summary: Summary = summary
-        self.input = nn.Linear(spec.input_size, hidden_size)
-        self.blocks = nn.ModuleList()
-        for _ in range(layers):
-            mixer = LinearRecurrence(hidden_size, state_size, r_min=r_min, r_max=r_max, max_phase=max_phase)
-            block = GatedBlock(mixer, hidden_size, norm=norm, dropout=dropout, tied_dropout=tied_dropout)
-            self.blocks.append(block)
-        self.norm = nn.LayerNorm(hidden_size) if final_norm else nn.Identity()
-
-    def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
-        """Run the blocks over all steps at once."""
-        x = self.input(x)
-        for block in self.blocks:
-            x = block(x, lengths)
-        x = self.norm(x)
-        steps = mask_steps(x, lengths) if self.spec.needs == "steps" else None
-        return Encoding(summarize(x, lengths, self.summary), steps=steps)
-
-    def encoder_flops(self, time: int) -> int:
-        """Linear maps, B and C; the scan is element-wise."""
-        total = 2 * time * self.input.in_features * self.input.out_features
-        for block in cast("list[GatedBlock]", list(self.blocks)):
-            total += block.flops(time) + cast(LinearRecurrence, block.mixer).flops(time)
-        return total
+        mixers = [
+            LinearRecurrence(hidden_size, state_size, r_min=r_min, r_max=r_max, max_phase=max_phase)
+            for _ in range(layers)
+        ]
+        super().__init__(spec, mixers, hidden_size=hidden_size, **options)
 
 
-class LinearRecurrence(nn.Module):
+class LinearRecurrence(Mixer):
     """The equations of the module's docstring, for H units and N states.
 
     Args:

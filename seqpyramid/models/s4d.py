@@ -40,15 +40,15 @@ Shapes: B batch, T time, F input features, H units, N states of a unit.
 """
 
 import math
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, mask_steps
-from seqpyramid.models.blocks import GatedBlock, NormPlace, Summary, summarize
+from seqpyramid.models.base import ModelConfig, SequenceModel
+from seqpyramid.models.blocks import GatedStack, Mixer, NormPlace, Summary
 from seqpyramid.models.heads import HeadInit
 from seqpyramid.models.scan import at_least_float32
 
@@ -85,8 +85,8 @@ class S4DConfig(ModelConfig):
         return S4D(spec, **self.model_dump(exclude={"name"}))
 
 
-class S4D(SequenceModel):
-    """A linear map, blocks around :class:`DiagonalSSM`; arguments as in :class:`S4DConfig`."""
+class S4D(GatedStack):
+    """Blocks around :class:`DiagonalSSM`; arguments as in :class:`S4DConfig`."""
 
     def __init__(
         self,
@@ -97,41 +97,13 @@ class S4D(SequenceModel):
         state_size: int,
         dt_min: float,
         dt_max: float,
-        norm: NormPlace,
-        final_norm: bool,
-        dropout: float,
-        tied_dropout: bool,
-        summary: Summary,
-        head_init: HeadInit,
+        **options: Any,
     ) -> None:
-        super().__init__(spec, summary_size=hidden_size, head_init=head_init)
-        self.summary: Summary = summary
-        self.input = nn.Linear(spec.input_size, hidden_size)
-        self.blocks = nn.ModuleList()
-        for _ in range(layers):
-            mixer = DiagonalSSM(hidden_size, state_size, dt_min=dt_min, dt_max=dt_max)
-            block = GatedBlock(mixer, hidden_size, norm=norm, dropout=dropout, tied_dropout=tied_dropout)
-            self.blocks.append(block)
-        self.norm = nn.LayerNorm(hidden_size) if final_norm else nn.Identity()
-
-    def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
-        """Run the blocks over all steps at once."""
-        x = self.input(x)
-        for block in self.blocks:
-            x = block(x, lengths)
-        x = self.norm(x)
-        steps = mask_steps(x, lengths) if self.spec.needs == "steps" else None
-        return Encoding(summarize(x, lengths, self.summary), steps=steps)
-
-    def encoder_flops(self, time: int) -> int:
-        """Linear maps and the kernels' products; not the FFTs."""
-        total = 2 * time * self.input.in_features * self.input.out_features
-        for block in cast("list[GatedBlock]", list(self.blocks)):
-            total += block.flops(time) + cast(DiagonalSSM, block.mixer).flops(time)
-        return total
+        mixers = [DiagonalSSM(hidden_size, state_size, dt_min=dt_min, dt_max=dt_max) for _ in range(layers)]
+        super().__init__(spec, mixers, hidden_size=hidden_size, **options)
 
 
-class DiagonalSSM(nn.Module):
+class DiagonalSSM(Mixer):
     """H state-space models, one a unit: y = K * u + D u.
 
     Args:
