@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+settings.register_profile("seqpyramid", deadline=None)  # a busy machine is no failure
+settings.load_profile("seqpyramid")
 torch.set_num_threads(1)  # two test processes side by side would otherwise fight over the cores
 
 
