@@ -289,9 +289,14 @@ def _notes(rows: Sequence[Row], metric: str, references: Sequence[PaperRef]) -> 
     trivial = {result.trivial[metric] for result in results if metric in result.trivial}
     if len(trivial) == 1:
         yield f"the best constant answer scores {Number(metric, 2).text(trivial.pop())}{Number(metric, 2).unit}"
+    alike: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        if row.modified:
-            yield f"{DAGGER} {row.name}: {', '.join(row.modified)}; modified, not a reproduction"
+        alike.setdefault(row.modified, []).append(row.name)
+    for modified, names in alike.items():
+        if modified:
+            whose = "all rows" if 1 < len(names) == len(rows) else ", ".join(names)
+            yield f"{DAGGER} {whose}: {', '.join(modified)}; modified, not a reproduction"
+    for row in rows:
         if len({result.parameters for result in row.results}) > 1:
             yield f"{row.name}: the runs differ in their number of parameters, so their data differ"
         untested = [result for result in row.results if metric not in result.test]
