@@ -243,7 +243,7 @@ def evaluate(
     means = Means(data_place(data_dir, source, offline), pick_device(device), Observer(), typed(), threads)
     found = evaluate_run(folder, means, split.value, again=again)
     plan = plan_from_yaml(folder.recipe)
-    names = plan.task.build().class_names
+    names = found["classes"]
     report = ""
     if names is not None:
         predictions = read_predictions(folder.predictions(split))
@@ -257,7 +257,7 @@ def evaluate(
     console.out.print(report, highlight=False) if report else None
     numbers = {k: v for k, v in found[split.value].items() if isinstance(v, float)}
     rows = [(name, console.score(numbers, name)) for name in numbers]
-    rows += [(name, found[name]) for name in ("predictions", "report", "confusion") if name in found]
+    rows += [(name, found[name]) for name in ("predictions", "report", "confusion") if found.get(name)]
     rows.append(("test split read", f"{found['test_accesses']} time(s)"))
     console.print_rows(f"{plan.recipe} {plan.row} seed {plan.seed}: {split.value}", ("what", "value"), rows)
 

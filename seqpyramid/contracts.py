@@ -6,7 +6,7 @@ Shapes: B batch, T time steps, F input features, K outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Needs = Literal["summary", "steps"]
+
+NOT_IN_FINGERPRINT: dict[str, Any] = {"fingerprint": False}
+"""``json_schema_extra`` of a config's field that moves no number, or that is reported beside the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,32 @@ class Batch(NamedTuple):
     """(B,) integer steps, at least 1; kept on the CPU so that reading it never waits for a device."""
     y: Tensor
     """(B,) or (B, T, ...) targets, as the task defines them."""
+
+
+class ModelOutput(NamedTuple):
+    """What a model returns for a batch."""
+
+    outputs: Tensor
+    """(B, K) where the task needs a summary, (B, T, K) where it needs steps."""
+    summary: Tensor
+    """(B, H): the state at each sequence's own last valid step, or what the paper's classifier reads."""
+    steps: Tensor | None
+    """(B, T, H), zero past ``lengths``."""
+    state: Any
+    """To carry into the next batch; None unless the task carries state."""
+    aux_loss: Tensor | None
+    """Scalar added to the task's mean loss."""
+    diagnostics: dict[str, Tensor]
+    """Named scalars worth logging."""
+
+
+class Model(Protocol):
+    """All that a task may do with a model."""
+
+    training: bool
+
+    def __call__(self, x: Tensor, lengths: Tensor | None = None, state: Any = None) -> ModelOutput:
+        """Run x (B, T, F), continuing from ``state`` if given."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     <run>/recipe.yaml        the merged recipe that ran (one row, overrides applied)
     <run>/provenance.json    versions, machine, command, fingerprints, data
+    <run>/task.json          what the task learnt from its data and needs again for new files (class names, scales)
     <run>/metrics.jsonl      one JSON object a line: training and validation records, in step order
     <run>/checkpoints/       last.pt and best.pt, each ending in its own SHA-256
     <run>/test-passes.jsonl  one line for each time the test split was read
@@ -52,6 +53,11 @@ class RunDir:
     def provenance(self) -> Path:
         """Where the run came from."""
         return self.path / "provenance.json"
+
+    @property
+    def memory(self) -> Path:
+        """What the task needs again for new files."""
+        return self.path / "task.json"
 
     @property
     def metrics(self) -> Path:
@@ -115,6 +121,7 @@ class RunDir:
         files = [
             self.recipe,
             self.provenance,
+            self.memory,
             self.metrics,
             self.result,
             self.last,
@@ -163,6 +170,19 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: it is no JSON object of the known format.
     """
+    content = read_json(path)
+    if content.get("format") != RESULT_FORMAT:
+        raise IntegrityError(f"{path}: written in a format that this version does not read; train it again")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object of a run folder.
+
+    Raises:
+        UserError: there is no such file.
+        IntegrityError: it is no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -171,8 +191,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise IntegrityError(
             f"{path}: not a result file ({error}); train the run again with --force"
         ) from None
-    if not isinstance(content, dict) or content.get("format") != RESULT_FORMAT:
-        raise IntegrityError(f"{path}: written in a format that this version does not read; train it again")
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path}: holds no JSON object; continue or repeat the run again with --force")
     return content
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import seqpyramid
 from seqpyramid.errors import DataError, IntegrityError, ResourceError, UserError
-from seqpyramid.rundir import make_folder, resource_error
+from seqpyramid.rundir import make_folder, resource_error, write_atomically
 
 FORMAT = 1
 """Raised when what a reader finds in a cache changes."""
@@ -54,6 +54,30 @@ def cache_path(folder: Path, task: str, fingerprint: str) -> Path:
     'digits-0123456789abcdef.h5'
     """
     return folder / f"{task}-{fingerprint}.h5"
+
+
+def point(folder: Path, task: str, key: str, fingerprint: str) -> None:
+    """Remember which cache a source led to, so that later commands find it without the source.
+
+    Args:
+        folder: of the caches.
+        task: registry name.
+        key: fingerprint of the task's config without the source.
+        fingerprint: of the cache.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    write_atomically(folder / f"{task}-{key}.latest", f"{fingerprint}\n".encode())
+
+
+def pointed(folder: Path, task: str, key: str) -> str | None:
+    """Return the fingerprint that :func:`point` remembered last; None if there is none."""
+    try:
+        found = (folder / f"{task}-{key}.latest").read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return found if len(found) == 16 else None
 
 
 def build(path: Path, fingerprint: str, write: Callable[[h5py.File], None], *, force: bool = False) -> bool:

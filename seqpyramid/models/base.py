@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from seqpyramid.contracts import Needs, TaskSpec
+from seqpyramid.contracts import ModelOutput, Needs, TaskSpec
 from seqpyramid.errors import DataError, RecipeError
 from seqpyramid.models.heads import Head, HeadInit
 
@@ -39,18 +39,6 @@ class Encoding(NamedTuple):
     """Scalar added to the task's mean loss."""
     diagnostics: dict[str, Tensor] | None = None
     """Named scalars worth logging (boundary rates, for one)."""
-
-
-class ModelOutput(NamedTuple):
-    """What a model returns: an :class:`Encoding` and the head's reading of it."""
-
-    outputs: Tensor
-    """(B, K) where the task needs a summary, (B, T, K) where it needs steps."""
-    summary: Tensor
-    steps: Tensor | None
-    state: Any
-    aux_loss: Tensor | None
-    diagnostics: dict[str, Tensor]
 
 
 class ModelConfig(BaseModel):

@@ -122,7 +122,7 @@ def _check_rows(raw: dict[str, Any], task: TaskConfig | None, faults: Faults) ->
         try:
             built = task.build()
             # A task over the user's own data learns its spec from the data.
-            spec = built.spec if getattr(task, "spec_known", True) else None
+            spec = built.spec if task.spec_known else None
         except UserError as error:
             faults.add(("task",), str(error))
     rows: dict[str, ModelConfig] = {}

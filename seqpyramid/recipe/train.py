@@ -10,8 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-NOT_IN_FINGERPRINT: dict[str, Any] = {"fingerprint": False}
-"""``json_schema_extra`` of a field that moves no number, or that is reported beside the fingerprint."""
+from seqpyramid.contracts import NOT_IN_FINGERPRINT
 
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
 

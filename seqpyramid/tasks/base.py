@@ -7,16 +7,17 @@ Shapes: B batch, T time steps, F input features, K outputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Generator, Tensor
 
-from seqpyramid.contracts import Batch, Needs, Selection, Split, TaskSpec
+from seqpyramid.contracts import Batch, Model, ModelOutput, Needs, Selection, Split, TaskSpec
 from seqpyramid.data.loading import Dataset, Example, collate
+from seqpyramid.errors import DataError
 
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``, called while a cache is built."""
@@ -72,6 +73,43 @@ class Metrics(ABC):
         """Return the metrics of everything added so far (one wait for the device)."""
 
 
+class NewExample(NamedTuple):
+    """One unlabelled sequence of :meth:`Task.read`."""
+
+    name: str
+    """What the user calls it: a path, or a path and a row."""
+    x: Tensor
+    """(T, F), as :meth:`Task.dataset` would give it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What :meth:`Generative.generate` is asked for."""
+
+    count: int = 1
+    """Sequences."""
+    steps: int
+    """The longest that one may get, in steps."""
+    temperature: float = 1.0
+    """Above 1: bolder; towards 0: always the likeliest."""
+    prime: str = ""
+    """What the model reads before it goes on by itself, where the task can be primed."""
+    stop: str | None = None
+    """End a sequence at this symbol, where the task has symbols."""
+    generator: Generator
+    """All chance comes from here."""
+
+
+class Drawn(NamedTuple):
+    """One sequence that a model made."""
+
+    text: str
+    """What to print or to save: text, or a line of numbers a step."""
+    steps: int
+    ended: bool
+    """Whether the sequence came to an end by itself, and was not cut at ``Request.steps``."""
+
+
 class TaskConfig(BaseModel):
     """One entry of the TASKS table."""
 
@@ -87,6 +125,11 @@ class TaskConfig(BaseModel):
         """What the task reads of a model."""
         return "summary"
 
+    @property
+    def spec_known(self) -> bool:
+        """Whether :attr:`Task.spec` is known before :meth:`Task.prepare`; not over the user's own data."""
+        return True
+
     def build(self) -> "Task":
         """Build the task; no data is touched."""
         raise NotImplementedError
@@ -99,6 +142,8 @@ class Task(ABC):
     """Which validation metric selects the checkpoint."""
     class_names: tuple[str, ...] | None = None
     """Names of the K classes; None where the task is no classification."""
+    writes_predictions: bool = True
+    """Whether an evaluation leaves a line an example: a class, or a number. Tasks that answer every step do not."""
 
     @property
     @abstractmethod
@@ -123,6 +168,30 @@ class Task(ABC):
         """Pad some examples to one length."""
         return collate(examples)
 
+    def set_progress(self, epoch: int, step: int) -> None:  # noqa: B027 (most tasks have no schedule)
+        """Tell the task how far training is (for scheduled sampling); a no-op by default."""
+
+    def run(self, model: Model, batch: Batch, state: Any) -> ModelOutput:
+        """Show the batch to the model; a task may override what the model is fed with while it trains."""
+        return model(batch.x, batch.lengths, state)
+
+    def memory(self) -> dict[str, Any]:
+        """What :meth:`recall` needs beside the config, as JSON: class names, scales, sizes learnt from the data."""
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:  # noqa: B027 (most tasks need nothing)
+        """Take the place of :meth:`prepare` where a trained model is used on new data and the old is not there."""
+
+    def read(self, paths: Sequence[Path]) -> Iterator[NewExample]:
+        """Read new sequences without labels, after :meth:`prepare` or :meth:`recall`.
+
+        Raises:
+            DataError: a file is missing or damaged, or this task reads no files.
+        """
+        raise DataError(
+            f"{paths[0]}: this run's task reads no files of the user's; predict is for runs over one's own data"
+        )
+
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (sum of the losses, number of targets), both scalars on the outputs' device."""
@@ -134,3 +203,15 @@ class Task(ABC):
     @abstractmethod
     def trivial(self) -> dict[str, float]:
         """Score of the best constant answer, from theory; a test holds it against data."""
+
+
+class Generative(Task):
+    """A task whose models can go on by themselves (``seqpyramid sample``)."""
+
+    @abstractmethod
+    def generate(self, model: Model, request: Request) -> list[Drawn]:
+        """Let the model draw sequences, each step from what it answered to its own last one."""
+
+    def picture(self, drawn: Sequence[Drawn]) -> bytes | None:
+        """Draw the sequences as a PNG file; None where the task's are read, not looked at."""
+        return None

@@ -54,7 +54,7 @@ def evaluate(
                 if stop():
                     raise StopEvaluation
                 batch = to_device(dataset.batch(indices), device)
-                result = model(batch.x, batch.lengths, state)
+                result = task.run(model, batch, state)
                 state = result.state
                 metrics.update(result.outputs, batch)
                 if collect:

@@ -177,6 +177,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.set_progress(now.epoch, now.step)
+        self.task.set_progress(now.epoch, now.step)
         self.optimizer.zero_grad(set_to_none=True)
         parts = indices.chunk(self.train.accumulate)
         if now.position == 0 or len(self.carried) != len(parts):
@@ -185,7 +186,7 @@ class Training:
         for k, part in enumerate(parts):
             batch = to_device(self.train_set.batch(part), self.device)
             with autocast(self.device, self.train.precision):
-                output = self.model(batch.x, batch.lengths, self.carried[k])
+                output = self.task.run(self.model, batch, self.carried[k])
                 part_loss, part_count = self.task.loss(output.outputs.float(), batch)
             if output.aux_loss is not None:
                 part_loss = part_loss + output.aux_loss * part_count

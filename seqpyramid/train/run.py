@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from seqpyramid.contracts import Split
-from seqpyramid.errors import IntegrityError, RecipeError, UserError
+from seqpyramid.errors import DataError, IntegrityError, RecipeError, UserError
 from seqpyramid.models.base import SequenceModel, use_threads
 from seqpyramid.recipe import RunPlan, plan_from_yaml
-from seqpyramid.rundir import RESULT_FORMAT, RunDir, now, write_atomically, write_json
+from seqpyramid.rundir import RESULT_FORMAT, RunDir, now, read_json, write_atomically, write_json
 from seqpyramid.tasks.base import DataPlace, Prepared, Progress, Task
 from seqpyramid.train import checkpoint
 from seqpyramid.train.evaluate import evaluate
@@ -50,12 +50,14 @@ def train_run(plan: RunPlan, run: RunDir, means: Means, *, force: bool = False) 
                 return run.read_result()
         task = plan.task.build()
         prepared = task.prepare(means.place, progress=means.progress)
+        refuse_other_data(prepared, run)
         seed_all(plan.seed)
         model = plan.model.build(task.spec)
         use_threads(model, means.threads)
         here = environment(means.device)
         write_atomically(run.recipe, plan.to_yaml().encode())
         write_json(run.provenance, provenance(plan, prepared, here, means.command))
+        write_json(run.memory, task.memory())
         training = Training(
             plan, run, model, task, device=means.device, observer=means.observer, environment=here
         )
@@ -88,9 +90,10 @@ def evaluate_run(run: RunDir, means: Means, split: Split, *, again: bool = False
             raise IntegrityError(
                 f"{run.best}: not the checkpoint that this run's result came from; train again"
             )
-        fresh = again or result is None or split not in result or not run.predictions(split).exists()
+        task = plan.task.build()
+        written = run.predictions(split).exists() or not task.writes_predictions
+        fresh = again or result is None or split not in result or not written
         if fresh or result is None:
-            task = plan.task.build()
             task.prepare(means.place, progress=means.progress)
             model = plan.model.build(task.spec)
             found, _ = judge(plan, run, model, task, split, means)
@@ -99,17 +102,19 @@ def evaluate_run(run: RunDir, means: Means, split: Split, *, again: bool = False
                 result["test_accesses"] = run.count_test_passes()
                 write_json(run.result, result)
         else:
+            task.recall(read_json(run.memory) if run.memory.exists() else {})
             found = result[split]
         return {
             "run": str(run.path),
             "split": split,
             "fresh": fresh,
             "row": plan.row,
+            "classes": task.class_names if task.writes_predictions else None,
             "parameters": result["parameters"] if result else None,
             **found,
             split: found,
             "test_accesses": run.count_test_passes(),
-            "predictions": str(run.predictions(split)),
+            "predictions": str(run.predictions(split)) if task.writes_predictions else None,
         }
 
 
@@ -129,9 +134,10 @@ def judge(
         device=means.device,
         batch_size=eval_batch_size(plan.train.batch_size),
         precision=plan.train.precision,
-        collect=True,
+        collect=task.writes_predictions,
     )
-    write_predictions(run.predictions(split), found, task.class_names)
+    if task.writes_predictions:
+        write_predictions(run.predictions(split), found, task.class_names)
     return found.metrics, content["digest"]
 
 
@@ -156,6 +162,22 @@ def refuse_other(plan: RunPlan, run: RunDir) -> None:
         raise RecipeError(
             f"{run.path}: this folder holds another run, which differs in {', '.join(differs)}; "
             "choose another --out, or replace it with --force"
+        )
+
+
+def refuse_other_data(prepared: Prepared, run: RunDir) -> None:
+    """Refuse to continue a run on other data than it began with.
+
+    Raises:
+        DataError: the data changed.
+    """
+    if not run.last.exists() or not run.provenance.exists():
+        return
+    before, now_ = read_json(run.provenance)["data"], data_facts(prepared)
+    if (before["fingerprint"], before["split_hash"]) != (now_["fingerprint"], now_["split_hash"]):
+        raise DataError(
+            f"{run.path}: the data is not what this run began with (fingerprint {before['fingerprint']} then, "
+            f"{now_['fingerprint']} now); bring the old data back, choose another --out, or start anew with --force"
         )
 
 
