@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from seqpyramid.train.observe import Observer
+from seqpyramid.train.observe import Observer, what_differs
 
 LINE_SECONDS = 30.0
 
@@ -66,11 +66,7 @@ class TrainingProgress(Observer):
 
     def resumed(self, *, step: int, before: dict[str, Any], now: dict[str, Any]) -> None:
         note(f"{self._label}: continuing at step {step}")
-        differs = [
-            f"{key} {before.get(key)} -> {now.get(key)}"
-            for key in ("seqpyramid", "torch", "device", "device_name", "threads")
-            if before.get(key) != now.get(key)
-        ]
+        differs = what_differs(before, now)
         if differs:
             note(f"{self._label}: not the same bytes as without the stop, since {', '.join(differs)}")
 

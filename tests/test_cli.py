@@ -1,5 +1,7 @@
 """The commands as a user types them: real files, real runs of a tiny recipe, exit codes and what is printed."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -69,11 +71,8 @@ def test_rows_and_seeds_make_a_folder_each(place: Path) -> None:
     assert [r["run"] for r in found["runs"]] == [
         f"runs/tiny/{row}/seed-{n}" for row in ("lstm_s", "tp_rnn_s") for n in (0, 1)
     ]
-    table = run("compare", "--json").json
-    text = json.dumps(table)
-    assert '"lstm_s"' in text
-    assert '"tp_rnn_s"' in text
-    assert "2 seeds" in run("compare", "--format", "markdown").out or "n" in run("compare", "-f", "csv").out
+    table = list(csv.DictReader(io.StringIO(run("compare", "--format", "csv").out)))
+    assert {line["row"]: line["n"] for line in table} == {"lstm_s": "2", "tp_rnn_s": "2"}
 
 
 def test_out_names_the_folder(place: Path) -> None:
@@ -144,7 +143,7 @@ def test_profile_says_parameters_flops_speed_memory(place: Path) -> None:
     assert found["parameters_printed"] == "42.4K"
     assert found["length"] == 64
     assert found["speed"]["train_sequences_per_second"] > 0
-    assert found["memory"]["train_bytes"] >= 0
+    assert found["memory"]["train_bytes"] > 0
     assert Path("g.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -304,7 +303,9 @@ def test_killed_without_warning_it_continues_too(place: Path) -> None:
     wait_for(place / "a" / "metrics.jsonl", process, 6)
     process.kill()
     process.communicate()
-    continued, whole = run(*args, "--out", "a").json, run(*args, "--out", "b").json
+    found = [run(*args, "--out", folder) for folder in "ab"]
+    assert [(one.code, one.err) for one in found if one.code] == []
+    continued, whole = (one.json for one in found)
     for key in ("test", "validation", "best", "checkpoint"):
         assert continued[key] == whole[key], key
 

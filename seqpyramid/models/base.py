@@ -104,9 +104,11 @@ class SequenceModel(nn.Module, ABC):
         head_init: how the head's weights start.
     """
 
-    step_loop: ClassVar[bool] = False
+    step_loop: bool = False
     """Whether the model is many small operations, one time step after the other: then one CPU thread is faster
     than a barrier an operation, and many times faster beside a busy process."""
+    no_bfloat16: ClassVar[str | None] = None
+    """Why the model cannot run in bfloat16, where it cannot."""
 
     def __init__(self, spec: TaskSpec, *, summary_size: int, head_init: HeadInit = "torch") -> None:
         super().__init__()

@@ -107,8 +107,7 @@ class BidirectionalConfig(ModelConfig):
     def _build(self, spec: TaskSpec) -> SequenceModel:
         forwards, backwards = self.inner.build(spec), self.inner.build(spec)
         head_init: HeadInit = getattr(self.inner, "head_init", "torch")
-        kind = SteppedBidirectional if forwards.step_loop else Bidirectional
-        return kind(spec, forwards=forwards, backwards=backwards, head_init=head_init)
+        return Bidirectional(spec, forwards=forwards, backwards=backwards, head_init=head_init)
 
 
 class Bidirectional(SequenceModel):
@@ -134,6 +133,7 @@ class Bidirectional(SequenceModel):
         for half in (forwards, backwards):
             del half.head  # only encode() of a half is called, and weights that nobody reads would be counted
         self.forwards, self.backwards = forwards, backwards
+        self.step_loop = forwards.step_loop
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Encode both ways and put the halves side by side, aligned in time."""
@@ -164,12 +164,6 @@ class Bidirectional(SequenceModel):
         """Pass the progress on to both halves."""
         self.forwards.set_progress(epoch, step)
         self.backwards.set_progress(epoch, step)
-
-
-class SteppedBidirectional(Bidirectional):
-    """The same over an inner model that is a step loop."""
-
-    step_loop = True
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:

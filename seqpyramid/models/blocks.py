@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import Encoding, SequenceModel, last_steps, mask_steps
+from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, last_steps, mask_steps
 from seqpyramid.models.heads import HeadInit
 
 NormPlace = Literal["pre", "post"]
@@ -37,6 +38,24 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def flops(self, time: int) -> int:
         """FLOPs of its matrix products over ``time`` steps."""
+
+
+class GatedStackConfig(ModelConfig):
+    """What every :class:`GatedStack` can be asked for."""
+
+    norm: NormPlace = Field(default="post", description="layer norm before or after each block")
+    final_norm: bool = Field(default=False, description="a layer norm after the last block")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after GELU and GLU of each block")
+    tied_dropout: bool = Field(default=True, description="drop a unit at all steps of a sequence together")
+    summary: Summary = Field(default="mean", description="mean over the valid steps, or the last one")
+    head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
+
+    def problems(self, spec: TaskSpec) -> dict[str, str]:
+        """Refuse an option that could have no effect."""
+        found = super().problems(spec)
+        if not self.tied_dropout and not self.dropout:
+            found["tied_dropout"] = "has no effect without dropout; leave it out or set dropout"
+        return found
 
 
 class GatedStack(SequenceModel):

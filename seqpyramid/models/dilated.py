@@ -140,8 +140,7 @@ class DilatedRNNConfig(ModelConfig):
         return found
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
-        model = LoopedDilatedRNN if self.cell == "gru" and self.reset == "before" else DilatedRNN
-        return model(
+        return DilatedRNN(
             spec,
             cell=self.cell,
             reset=self.reset,
@@ -186,6 +185,7 @@ class DilatedRNN(SequenceModel):
         self.dilations = tuple(dilations)
         self.sizes = [spec.input_size, *hidden_sizes]
         self.gates = CELLS[cell].gates
+        self.step_loop = cell == "gru" and reset == "before"
         self.read_by_cone = spec.needs == "summary" and all(b % a == 0 for a, b in pairwise(dilations))
         self.layers = nn.ModuleList()
         for below, above in pairwise(self.sizes):
@@ -254,12 +254,6 @@ class DilatedRNN(SequenceModel):
                 steps = -(-steps // (self.dilations[k] // self.dilations[k - 1]))
             total += 2 * ways * steps * self.gates * above * (below + above)
         return total
-
-
-class LoopedDilatedRNN(DilatedRNN):
-    """The same on layers that are a loop over time."""
-
-    step_loop = True
 
 
 class ResetBeforeGRU(nn.Module):

@@ -128,7 +128,7 @@ class IndRNN(SequenceModel):
         head_init: start of the classifier's weights.
     """
 
-    step_loop: ClassVar[bool] = True
+    step_loop = True
 
     def __init__(
         self,

@@ -36,16 +36,15 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import ModelConfig, SequenceModel
-from seqpyramid.models.blocks import GatedStack, Mixer, NormPlace, Summary
-from seqpyramid.models.heads import HeadInit
+from seqpyramid.models.base import SequenceModel
+from seqpyramid.models.blocks import GatedStack, GatedStackConfig, Mixer
 from seqpyramid.models.scan import at_least_float32, linear_scan
 
 EDGE = 1e-6
 """How near the starts' uniform numbers come to 0 and 1."""
 
 
-class LRUConfig(ModelConfig):
+class LRUConfig(GatedStackConfig):
     """Linear recurrent units."""
 
     summary_line: ClassVar[str] = "LRU (Orvieto et al., ICML 2023): complex diagonal linear recurrence"
@@ -61,20 +60,12 @@ class LRUConfig(ModelConfig):
         le=2 * math.pi,
         description="largest phase of Lambda at the start (radians)",
     )
-    norm: NormPlace = Field(default="post", description="layer norm before or after each block")
-    final_norm: bool = Field(default=False, description="a layer norm after the last block")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after GELU and GLU of each block")
-    tied_dropout: bool = Field(default=True, description="drop a unit at all steps of a sequence together")
-    summary: Summary = Field(default="mean", description="mean over the valid steps, or the last one")
-    head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
 
     def problems(self, spec: TaskSpec) -> dict[str, str]:
-        """Refuse an empty ring, and options that could have no effect."""
+        """Refuse an empty ring."""
         found = super().problems(spec)
         if self.r_min >= self.r_max:
             found["r_min"] = f"is {self.r_min}, not below r_max ({self.r_max}); choose a smaller one"
-        if not self.tied_dropout and not self.dropout:
-            found["tied_dropout"] = "has no effect without dropout; leave it out or set dropout"
         return found
 
     def _build(self, spec: TaskSpec) -> SequenceModel:

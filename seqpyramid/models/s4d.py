@@ -47,13 +47,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.models.base import ModelConfig, SequenceModel
-from seqpyramid.models.blocks import GatedStack, Mixer, NormPlace, Summary
-from seqpyramid.models.heads import HeadInit
+from seqpyramid.models.base import SequenceModel
+from seqpyramid.models.blocks import GatedStack, GatedStackConfig, Mixer
 from seqpyramid.models.scan import at_least_float32
 
 
-class S4DConfig(ModelConfig):
+class S4DConfig(GatedStackConfig):
     """S4D; the defaults are the released classifier's."""
 
     summary_line: ClassVar[str] = "S4D (Gu et al., NeurIPS 2022): diagonal state space as a long convolution"
@@ -65,20 +64,12 @@ class S4DConfig(ModelConfig):
     )
     dt_min: float = Field(default=1e-3, gt=0, description="shortest first time step Delta")
     dt_max: float = Field(default=0.1, gt=0, description="longest first time step Delta")
-    norm: NormPlace = Field(default="post", description="layer norm before or after each block")
-    final_norm: bool = Field(default=False, description="a layer norm after the last block")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout after GELU and GLU of each block")
-    tied_dropout: bool = Field(default=True, description="drop a unit at all steps of a sequence together")
-    summary: Summary = Field(default="mean", description="mean over the valid steps, or the last one")
-    head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
 
     def problems(self, spec: TaskSpec) -> dict[str, str]:
-        """Refuse an empty range of time steps, and options that could have no effect."""
+        """Refuse an empty range of time steps."""
         found = super().problems(spec)
         if self.dt_min > self.dt_max:
             found["dt_min"] = f"is {self.dt_min}, above dt_max ({self.dt_max}); exchange them"
-        if not self.tied_dropout and not self.dropout:
-            found["tied_dropout"] = "has no effect without dropout; leave it out or set dropout"
         return found
 
     def _build(self, spec: TaskSpec) -> SequenceModel:

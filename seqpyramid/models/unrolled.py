@@ -16,7 +16,7 @@ Shapes: B batch, T time, F input features, H hidden units, G features of a proje
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -92,7 +92,7 @@ class UnrolledLSTM(SequenceModel):
         head_init: start of the classifier's weights.
     """
 
-    step_loop: ClassVar[bool] = True
+    step_loop = True
 
     def __init__(
         self,

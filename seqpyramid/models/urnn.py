@@ -121,8 +121,8 @@ class UnitaryMatrix(nn.Module):
 class UnitaryRNN(SequenceModel):
     """The recurrence; arguments as in :class:`UnitaryRNNConfig`."""
 
-    step_loop: ClassVar[bool] = True
-    no_bfloat16: ClassVar[str] = "the state is complex, and torch has no complex numbers of two bfloat16"
+    step_loop = True
+    no_bfloat16 = "the state is complex, and torch has no complex numbers of two bfloat16"
 
     def __init__(
         self, spec: TaskSpec, *, hidden_size: int, epsilon: float, init: UnitaryInit, head_init: HeadInit

@@ -72,14 +72,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     return described
 
 
-def same_bytes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what differs between two environments among the things that a bitwise repeat needs."""
-    keys = ("seqpyramid", "torch", "device", "device_name", "threads")
-    return [
-        f"{key} {before.get(key)} then, {now.get(key)} now" for key in keys if before.get(key) != now.get(key)
-    ]
-
-
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a device file)

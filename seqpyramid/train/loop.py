@@ -8,7 +8,6 @@ again continues to the same bytes (same machine, threads and versions).
 import json
 import math
 import os
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +51,6 @@ class Standing:
     waited: int = 0
     """Validations since the best."""
     validations: list[float] = field(default_factory=list)
-    last_validation: dict[str, float] = field(default_factory=dict)
     best_validation: dict[str, float] = field(default_factory=dict)
     loss_sum: float = 0.0
     """Of the steps since the last training record."""
@@ -263,7 +260,7 @@ class Training:
         else:
             now.waited += 1
         now.validations.append(value)
-        now.validated_step, now.last_validation = now.step, found
+        now.validated_step = now.step
         record = {
             "kind": "validation",
             "step": now.step,
@@ -314,6 +311,11 @@ class Training:
             )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if content["standing"].keys() != asdict(Standing()).keys():
+            raise IntegrityError(
+                f"{self.run.last}: written by another version of seqpyramid; "
+                "finish with that version, or start anew with --force"
+            )
         self.standing = Standing(**content["standing"])
         self.carried = content["carried"]
         set_random_state(content["random"], self.device)
@@ -355,13 +357,6 @@ def write_record(records: IO[str], record: dict[str, Any]) -> None:
     """Append one line, visible at once to whoever follows the file."""
     records.write(json.dumps(record) + "\n")
     records.flush()
-
-
-def seed_all(seed: int) -> None:
-    """Seed the generators that models draw from (weights, dropout)."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

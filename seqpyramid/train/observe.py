@@ -6,6 +6,16 @@ from typing import Any
 from seqpyramid.errors import RecipeError
 
 
+def what_differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name what differs between two environments among the things that a bitwise repeat needs.
+
+    >>> what_differs({"torch": "2.6", "threads": 1}, {"torch": "2.6", "threads": 2})
+    ['threads 1 -> 2']
+    """
+    keys = ("seqpyramid", "torch", "device", "device_name", "threads")
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+
+
 class Observer:
     """Told of everything; does nothing."""
 

@@ -14,7 +14,7 @@ from seqpyramid.tasks.base import DataPlace, Prepared, Progress, Task
 from seqpyramid.train import checkpoint
 from seqpyramid.train.evaluate import evaluate
 from seqpyramid.train.launch import StopRequests, environment
-from seqpyramid.train.loop import Training, eval_batch_size, held, seed_all
+from seqpyramid.train.loop import Training, eval_batch_size, held
 from seqpyramid.train.observe import Observer
 from seqpyramid.train.predictions import write_predictions
 
@@ -51,7 +51,7 @@ def train_run(plan: RunPlan, run: RunDir, means: Means, *, force: bool = False) 
         task = plan.task.build()
         prepared = task.prepare(means.place, progress=means.progress)
         refuse_other_data(prepared, run)
-        seed_all(plan.seed)
+        torch.manual_seed(plan.seed)  # weights, dropout: models draw from nothing else
         model = plan.model.build(task.spec)
         use_threads(model, means.threads)
         here = environment(means.device)

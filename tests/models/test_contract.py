@@ -173,7 +173,7 @@ def test_closed_form_flops_equal_the_count(config: ModelConfig, needs: str, time
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_dtypes(config: ModelConfig, needs: str, dtype: torch.dtype) -> None:
     model = build(config, needs)
-    refusal = getattr(model, "no_bfloat16", None)
+    refusal = model.no_bfloat16
     if dtype == torch.bfloat16 and refusal:
         pytest.skip(refusal)
     model = model.to(dtype)

@@ -18,7 +18,7 @@ from seqpyramid.rundir import RunDir
 from seqpyramid.tasks.base import DataPlace, Task
 from seqpyramid.train import checkpoint
 from seqpyramid.train.launch import StopRequests, environment
-from seqpyramid.train.loop import Training, seed_all
+from seqpyramid.train.loop import Training
 from seqpyramid.train.observe import Observer
 from seqpyramid.train.optim import Progress, build_optimizer, lr_at
 from seqpyramid.train.run import Means, evaluate_run, train_run
@@ -155,7 +155,7 @@ def test_one_step_of_sgd_is_the_equation(tmp_path: Path) -> None:
     chosen = plan(tmp_path, *overrides, row="tp_rnn_s")
     task = chosen.task.build()
     task.prepare(DataPlace(tmp_path / "data"))
-    seed_all(0)
+    torch.manual_seed(0)
     model = chosen.model.build(task.spec)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batch = task.dataset("train").batch(task.dataset("train").plan(100, seed=0, epoch=0)[0])
