@@ -180,7 +180,7 @@ def train(
 
     if seed is not None and seeds is not None:
         raise RecipeError("--seed and --seeds exclude each other; give one of them")
-    loaded = load(recipe, overrides=overrides or [])
+    loaded = load(recipe, overrides=overrides or [], wanted=model)
     wanted = parse_seeds(seeds) if seeds is not None else [seed]
     plans = [loaded.plan(row, number) for row in loaded.rows(model) for number in wanted]
     several = seeds is not None or model == "all"
@@ -279,7 +279,7 @@ def prepare_data(
     from seqpyramid import console
     from seqpyramid.recipe import load
 
-    loaded = load(recipe, overrides=overrides or [])
+    loaded = load(recipe, overrides=overrides or [], wanted=None)
     task = loaded.task.build()
     found = task.prepare(data_place(data_dir, source, offline), force=force, progress=console.BuildProgress())
     described = {
@@ -326,7 +326,7 @@ def profile(
     from seqpyramid.recipe import load
     from seqpyramid.train.launch import pick_device, tune_process
 
-    loaded = load(recipe, overrides=overrides or [])
+    loaded = load(recipe, overrides=overrides or [], wanted=model)
     tune_process()
     chosen = pick_device(device)
     rows = loaded.rows(model)
@@ -484,7 +484,7 @@ def show(
     if schema:
         print_json(json_schema())
         return
-    loaded = load(recipe, overrides=overrides or [])
+    loaded = load(recipe, overrides=overrides or [], wanted=model or "all")
     rows = described(loaded)
     if model is not None:
         left_out = [f"models.{row}." for row in loaded.models if row not in loaded.rows(model)]

@@ -75,6 +75,26 @@ def test_rows_and_seeds_make_a_folder_each(place: Path) -> None:
     assert {line["row"]: line["n"] for line in table} == {"lstm_s": "2", "tp_rnn_s": "2"}
 
 
+def test_an_override_may_leave_another_row_behind(place: Path) -> None:
+    """A dilation of 32 does not fit 20 steps, but the plain row does."""
+    (place / "adding.yaml").write_text(
+        TINY.replace(
+            "{name: digits}", "{name: masked_addition, length: 100, train: 40, validation: 20, test: 20}"
+        )
+        .replace(
+            "{name: tp_rnn, hidden_size: 4, pyramid_length: [16], granularity: [4]}",
+            "{name: dilated_rnn, cell: elman, hidden_size: 3, layers: 6}",
+        )
+        .replace("paper: {paper: ma2020, table: Table 1, column: pMNIST}\n", "")
+    )
+    assert run("train", "adding.yaml", "task.length=20", "--model", "lstm_s", "--json").code == 0
+    for args in (("train", "adding.yaml", "task.length=20"), ("validate", "adding.yaml", "task.length=20")):
+        found = run(*args)
+        assert found.code == 2
+        assert "models.tp_rnn_s.layers" in found.err
+        assert "has dilation 32" in found.err
+
+
 def test_out_names_the_folder(place: Path) -> None:
     assert run("train", "tiny.yaml", "--out", "here", "--seed", "3", "--json").json["run"] == "here"
     assert json.loads((place / "here" / "result.json").read_text())["seed"] == 3

@@ -73,16 +73,18 @@ class ModelConfig(BaseModel):
 
     def problems(self, spec: TaskSpec) -> dict[str, str]:
         """Name what this config cannot do for a task: field -> sentence (field ``""``: the model as a whole)."""
-        found: dict[str, str] = {}
-        if spec.needs not in self.emits:
-            found[""] = (
-                f"model {self.name!r} emits {' and '.join(sorted(self.emits))}, but the task needs {spec.needs}"
-            )
-        elif spec.carry_state and not self.carries_state:
-            found[""] = (
-                f"model {self.name!r} cannot carry state from batch to batch, and the task asks for it"
-            )
-        return found
+        if spec.carry_state and not self.carries_state and spec.needs in self.emits:
+            return {
+                "": f"model {self.name!r} cannot carry state from batch to batch, and the task asks for it"
+            }
+        return self.cannot_serve(spec.needs)
+
+    def cannot_serve(self, needs: Needs) -> dict[str, str]:
+        """As :meth:`problems`, of what can be said while only the task's needs are known."""
+        if needs in self.emits:
+            return {}
+        emits = " and ".join(sorted(self.emits))
+        return {"": f"model {self.name!r} emits {emits}, but the task needs {needs}"}
 
     def build(self, spec: TaskSpec) -> "SequenceModel":
         """Build the module, refusing what :meth:`problems` names."""

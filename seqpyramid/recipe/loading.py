@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from seqpyramid.tasks.base import TaskConfig
 
 
-def load(source: str, *, overrides: Sequence[str] = ()) -> Recipe:
+def load(source: str, *, overrides: Sequence[str] = (), wanted: str | None = EVERY_ROW) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -36,6 +36,8 @@ def load(source: str, *, overrides: Sequence[str] = ()) -> Recipe:
         overrides: ``key.path=value`` each, the value read as YAML. ``model.x`` is ``x`` of every row that has it;
             ``model`` is the default row. Setting a ``name`` clears the section that it names, because the other
             keys belonged to the other variant.
+        wanted: the row that must be able to serve the task, None the default one, ``all`` every one. An override may
+            leave a row behind (a shorter T than its dilations), which must not keep another from running.
 
     Raises:
         RecipeError: with every fault found, one line each.
@@ -48,7 +50,7 @@ def load(source: str, *, overrides: Sequence[str] = ()) -> Recipe:
             f"no recipe is called {name_value(source)}{near_miss(source, bundled)} "
             f"(bundled: {known}; a path ends in .yaml or has a slash)"
         )
-    return _read_recipe(path, overrides)
+    return _read_recipe(path, overrides, wanted)
 
 
 def plan_from_yaml(path: Path) -> RunPlan:
@@ -61,7 +63,7 @@ def plan_from_yaml(path: Path) -> RunPlan:
     return recipe.plan(recipe.model)
 
 
-def _read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+def _read_recipe(path: Path, overrides: Sequence[str], wanted: str | None = EVERY_ROW) -> Recipe:
     shown = shown_file(path)
     document = yaml12.load(_read(path, shown), shown)
     faults = Faults(document)
@@ -72,7 +74,7 @@ def _read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
         for field, sentence in conflicts(raw["train"]).items():
             faults.add(("train", *field.split(".")), sentence)
     task = _check_task(raw, faults)
-    models = _check_rows(raw, task, faults)
+    models = _check_rows(raw, task, faults, raw.get("model") if wanted is None else wanted)
     _check_default_row(raw, faults)
     _check_sources(raw, faults)
     faults.raise_all()
@@ -116,7 +118,9 @@ def _check_task(raw: dict[str, Any], faults: Faults) -> TaskConfig | None:
     return None if cls is None else check_section(cls, section, ("task",), faults)
 
 
-def _check_rows(raw: dict[str, Any], task: TaskConfig | None, faults: Faults) -> dict[str, ModelConfig]:
+def _check_rows(
+    raw: dict[str, Any], task: TaskConfig | None, faults: Faults, wanted: object
+) -> dict[str, ModelConfig]:
     spec = None
     if task is not None:
         try:
@@ -135,7 +139,10 @@ def _check_rows(raw: dict[str, Any], task: TaskConfig | None, faults: Faults) ->
         if config is None:
             continue
         rows[row] = config
-        for field, sentence in (config.problems(spec) if spec is not None else {}).items():
+        if task is None or wanted not in (row, EVERY_ROW):
+            continue
+        found = config.cannot_serve(task.needs) if spec is None else config.problems(spec)
+        for field, sentence in found.items():
             faults.add((*path, *filter(None, field.split("."))), sentence)
     return rows
 
