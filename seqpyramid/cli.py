@@ -205,6 +205,7 @@ def train(
             )
         finally:
             progress.close()
+            build.close()
     if as_json:
         print_json(results[0] if len(results) == 1 else {"runs": results})
     else:
@@ -262,6 +263,116 @@ def evaluate(
     console.print_rows(f"{plan.recipe} {plan.row} seed {plan.seed}: {split.value}", ("what", "value"), rows)
 
 
+@app.command()
+@explained
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="New sequences, as the run's were.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this CSV file instead.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name the class of new files, with a probability for every class, as CSV; the training data is not needed.
+
+    A file that cannot be read is named on stderr; the others are answered, and the exit code is 3.
+    """
+    from seqpyramid.console import note
+    from seqpyramid.rundir import RunDir, write_atomically
+    from seqpyramid.train.launch import pick_device, tune_process
+    from seqpyramid.train.predict import open_run, to_csv
+    from seqpyramid.train.predict import predict as predict_files
+
+    tune_process()
+    chosen = pick_device(device)
+    found = predict_files(open_run(RunDir(run), chosen, threads), files, device=chosen)
+    if output is not None:
+        write_atomically(output, to_csv(found).encode())
+        note(f"written to {output}")
+    if as_json:
+        names = found.class_names or ()
+        rows = [
+            {
+                "name": row.name,
+                "predicted": row.predicted,
+                "probabilities": dict(zip(names, row.probabilities, strict=True)),
+            }
+            for row in found.rows
+        ]
+        print_json({"run": str(run), "predictions": rows, "problems": [str(p) for p in found.problems]})
+    elif output is None:
+        print(to_csv(found), end="")
+    for problem in found.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if found.problems:
+        raise typer.Exit(found.problems[0].code)
+
+
+@app.command()
+@explained
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many sequences.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="The longest that one may get.")] = 500,
+    temperature: Annotated[
+        float,
+        typer.Option("--temperature", min=0.0, help="1: as learnt; below: safer; 0: always the likeliest."),
+    ] = 1.0,
+    prime: Annotated[str, typer.Option("--prime", help="Text that the model reads before it goes on.")] = "",
+    stop: Annotated[str | None, typer.Option("--stop", help="End a sequence at this symbol.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the chance in it.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write here instead; a .png is a picture of strokes."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a trained model go on by itself: text of a character language model, strokes of handwriting."""
+    import torch
+
+    from seqpyramid.console import note
+    from seqpyramid.rundir import RunDir, write_atomically
+    from seqpyramid.tasks.base import Generative, Request
+    from seqpyramid.train.launch import pick_device, tune_process
+    from seqpyramid.train.predict import open_run
+    from seqpyramid.train.predict import sample as sample_run
+
+    tune_process()
+    folder, chosen = RunDir(run), pick_device(device)
+    trained = open_run(folder, chosen, threads)
+    request = Request(
+        count=count,
+        steps=steps,
+        temperature=temperature,
+        prime=prime,
+        stop=stop,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    drawn = sample_run(folder, trained, request)
+    if output is not None and output.suffix == ".png":
+        picture = trained.task.picture(drawn) if isinstance(trained.task, Generative) else None
+        if picture is None:
+            raise RecipeError(
+                f"--output {output}: this run draws text, which has no picture; give a .txt file"
+            )
+        write_atomically(output, picture)
+        note(f"written to {output}")
+    elif output is not None:
+        write_atomically(output, "".join(f"{one.text}\n" for one in drawn).encode())
+        note(f"written to {output}")
+    if as_json:
+        print_json({"run": str(run), "seed": seed, "samples": [one._asdict() for one in drawn]})
+    elif output is None:
+        for one in drawn:
+            print(one.text)
+
+
 @app.command(name="prepare-data")
 @explained
 def prepare_data(
@@ -281,7 +392,11 @@ def prepare_data(
 
     loaded = load(recipe, overrides=overrides or [], wanted=None)
     task = loaded.task.build()
-    found = task.prepare(data_place(data_dir, source, offline), force=force, progress=console.BuildProgress())
+    progress = console.BuildProgress()
+    try:
+        found = task.prepare(data_place(data_dir, source, offline), force=force, progress=progress)
+    finally:
+        progress.close()
     described = {
         "task": loaded.task.name,
         "cache": str(found.path) if found.path else None,

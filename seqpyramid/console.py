@@ -52,15 +52,7 @@ class TrainingProgress(Observer):
         self._first, self._total, self._per_epoch = step, total_steps, steps_per_epoch
         self._said = self._started = time.monotonic()
         if err.is_terminal:
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[now]}"),
-                TimeRemainingColumn(),
-                console=err,
-                transient=True,
-            )
+            self._bar = moving_bar()
             self._bar.start()
             self._bar.add_task(self._label, total=total_steps, completed=step, now="")
 
@@ -95,18 +87,51 @@ class TrainingProgress(Observer):
 
 
 class BuildProgress:
-    """Shows how far a cache is; called as ``progress(what, done, total)``."""
+    """Shows how far a cache is, and about how long it takes; called as ``progress(what, done, total)``."""
 
     def __init__(self) -> None:
-        self._said = time.monotonic()
+        self._bar: Bar | None = None
+        self._what = ""
+        self._said = self._started = time.monotonic()
+        self._first = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Say it at once on a terminal, every half minute elsewhere."""
-        if err.is_terminal:
-            err.print(f"{what}: {done}/{total}", end="\r" if done < total else "\n", highlight=False)
+        """Move the bar on a terminal, say a line every half minute elsewhere."""
+        if what != self._what:
+            self.close()
+            self._what, self._first = what, done
+            self._said = self._started = time.monotonic()
+            if err.is_terminal:
+                self._bar = moving_bar()
+                self._bar.start()
+                self._bar.add_task(what, total=total, completed=done, now="")
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
-            note(f"{what}: {done}/{total}")
+            pace = (self._said - self._started) / max(1, done - self._first)
+            note(f"{what}: {done}/{total}, about {duration(pace * (total - done))} left")
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; also when a build ends early."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def moving_bar() -> Bar:
+    """A progress bar on stderr that leaves nothing behind."""
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[now]}"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
 
 
 def duration(seconds: float) -> str:
