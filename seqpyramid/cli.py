@@ -373,6 +373,71 @@ def sample(
             print(one.text)
 
 
+@app.command()
+@explained
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A file or folder of your sequences.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The recipe to write.", show_default="<DATA's name>.yaml"),
+    ] = None,
+    label_pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--label-pattern",
+            help="Regular expression with (?P<label>...), for classes in file names.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at your data and write a starting recipe for it, with L and g of TP-RNN chosen by the paper's rule.
+
+    Read are audio (one folder a class, a manifest CSV, or classes in file names), .ts and .tsv of UCR and UEA, .npz,
+    HDF5, one CSV a sequence, and text.
+    """
+    from seqpyramid import console, starter
+    from seqpyramid.recipe import load
+    from seqpyramid.rundir import write_atomically
+
+    seen = starter.look(data, label_pattern)
+    name = re.sub(r"[^a-z0-9]+", "_", seen.what.lower()).strip("_") or "my_data"
+    path = Path(f"{name}.yaml") if output is None else output
+    if path.exists() and not force:
+        raise RecipeError(f"{path}: is there already; choose another --output, or replace it with --force")
+    progress = console.BuildProgress()
+    try:
+        facts = starter.survey(seen.task, data_place(data_dir, None, offline=True), progress)
+    finally:
+        progress.close()
+    write_atomically(path, starter.recipe_text(seen, facts, path.stem).encode())
+    recipe = load(str(path) if path.suffix in (".yaml", ".yml") else f"./{path}")
+    described = {
+        "recipe": str(path),
+        "task": recipe.task.name,
+        "sequences": facts.splits,
+        "longest": facts.longest,
+        "features": facts.features,
+        "outputs": facts.outputs,
+        "rows": list(recipe.models),
+    }
+    if as_json:
+        print_json(described)
+        return
+    rows = [
+        (key, json.dumps(value) if isinstance(value, dict | list) else value)
+        for key, value in described.items()
+    ]
+    console.print_rows(f"{data}: a starting recipe", ("what", "value"), rows)
+    console.out.print(
+        f"next: seqpyramid train {path}\n"
+        f"      seqpyramid train {path} --model all && seqpyramid compare runs/{path.stem}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 @app.command(name="prepare-data")
 @explained
 def prepare_data(

@@ -30,6 +30,7 @@ MAY: dict[str, set[str]] = {
     "train": {"recipe", "rundir", "models", "tasks", "data"},
     "analysis": {"recipe", "rundir", "models", "tasks", "papers"},
     "console": {"train"},
+    "starter": {"recipe", "tasks", "data", "rundir", "yaml12"},
     "cli": {"*"},
 }
 CONTRACTS_ONLY = {"models": {"base"}, "tasks": {"base"}, "data": {"loading"}}
