@@ -164,7 +164,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     metric = results[0]["metric"]
     table = Table(title=f"{results[0]['recipe']}: {metric}", title_justify="left")
     table.add_column("row", no_wrap=True)
-    for column in ("seed", "validation", "test", "parameters", "best epoch", "time"):
+    for column in ("seed", "validation", "test", "params", "epoch", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(

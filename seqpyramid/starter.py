@@ -104,7 +104,9 @@ def look(path: Path, label_pattern: str | None = None) -> Look:
             )
     sets = sorted({match[1] for name in names if (match := re.fullmatch(r"(.+)_TRAIN\.(?:ts|tsv)", name))})
     if len(sets) == 1:
-        return Look({"name": "series", "path": str(path), "dataset": sets[0]}, sets[0])
+        return Look(
+            {"name": "series", "standardise": "train", "path": str(path), "dataset": sets[0]}, sets[0]
+        )
     below = sorted(
         entry.name for entry in path.iterdir() if entry.is_dir() and any(entry.glob("*_TRAIN.ts*"))
     )
@@ -120,7 +122,7 @@ def look(path: Path, label_pattern: str | None = None) -> Look:
     if len(single) == 1:
         return _look_at_file(path / single[0])
     if ".csv" in suffixes:
-        return Look({"name": "series", "path": str(path), "format": "csv"}, path.name)
+        return Look({"name": "series", "standardise": "train", "path": str(path), "format": "csv"}, path.name)
     found = ", ".join(sorted(suffixes)[:6]) or "nothing"
     raise DataError(
         f"{path}: no sequences that seqpyramid reads (found: {found}); it reads folders of .wav, .flac, .ogg or .csv "
@@ -133,8 +135,10 @@ def _look_at_file(path: Path) -> Look:
     if suffix in (*_ARRAYS, *_SERIES):
         stem = re.sub(r"_(TRAIN|TEST)$", "", path.stem)
         if suffix in _SERIES and stem != path.stem:
-            return Look({"name": "series", "path": str(path.parent), "dataset": stem}, stem)
-        return Look({"name": "series", "path": str(path)}, stem)
+            return Look(
+                {"name": "series", "standardise": "train", "path": str(path.parent), "dataset": stem}, stem
+            )
+        return Look({"name": "series", "standardise": "train", "path": str(path)}, stem)
     if suffix == ".txt":
         return Look({"name": "char_lm", "corpus": "file", "path": str(path)}, path.stem)
     if suffix == ".csv":
@@ -149,13 +153,23 @@ def _look_at_manifest(path: Path) -> Look:
 
     suffixes = {entry.path.suffix.lower() for entry in read_manifest(path)}
     if suffixes <= set(_AUDIO):
-        section = {"name": "audio_folder", "path": str(path.parent), "manifest": path.name}
+        section = {
+            "name": "audio_folder",
+            "standardise": "train",
+            "path": str(path.parent),
+            "manifest": path.name,
+        }
         return Look(section | {"features": {"kind": "mfcc"}}, path.stem)
-    return Look({"name": "series", "path": str(path), "format": "csv"}, path.stem)
+    return Look({"name": "series", "standardise": "train", "path": str(path), "format": "csv"}, path.stem)
 
 
 def _look_at_audio(path: Path, label_pattern: str | None) -> Look:
-    section: dict[str, Any] = {"name": "audio_folder", "path": str(path), "features": {"kind": "mfcc"}}
+    section: dict[str, Any] = {
+        "name": "audio_folder",
+        "standardise": "train",
+        "path": str(path),
+        "features": {"kind": "mfcc"},
+    }
     flat = any(entry.suffix.lower() in _AUDIO for entry in path.iterdir())
     if label_pattern is not None:
         return Look(section | {"label_pattern": label_pattern}, path.name)
@@ -190,7 +204,11 @@ def survey(task: dict[str, Any], place: DataPlace, progress: Progress | None = N
     built = tables.tasks()[task["name"]].model_validate_json(json.dumps(task)).build()
     prepared = built.prepare(place, progress=progress)
     dataset = built.dataset("train")
-    longest = built.spec.max_length or max(len(dataset[i].x) for i in range(len(dataset)))
+    longest = built.spec.max_length
+    if longest is None and built.spec.needs == "steps":  # windows of one long text
+        longest = dataset.batch(dataset.plan(1, seed=0, epoch=0, shuffle=False)[0]).x.shape[1]
+    elif longest is None:
+        longest = max(len(dataset[i].x) for i in range(len(dataset)))
     return Facts(
         longest=longest,
         features=built.spec.input_size,

@@ -170,7 +170,7 @@ class _Reader:
             task=self.text("task"),
             seed=int(self.number("seed", whole=True)),
             fingerprint=Fingerprint(*(self.text("fingerprint", part) for part in Fingerprint._fields)),
-            modified=self.texts("modified"),
+            modified=tuple(sorted(self.texts("modified"))),  # typed in another order, they are the same
             paper=PaperRef(*(self.text("paper", part) for part in PaperRef._fields))
             if self.content.get("paper") is not None
             else None,
