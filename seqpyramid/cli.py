@@ -449,11 +449,16 @@ def prepare_data(
         bool, typer.Option("--force", help="Build the cache anew even if a good one is there.")
     ] = False,
     offline: Offline = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw some examples into this PNG file, where the task can."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find or download a recipe's data and build its cache."""
     from seqpyramid import console
     from seqpyramid.recipe import load
+    from seqpyramid.rundir import write_atomically
 
     loaded = load(recipe, overrides=overrides or [], wanted=None)
     task = loaded.task.build()
@@ -462,6 +467,14 @@ def prepare_data(
         found = task.prepare(data_place(data_dir, source, offline), force=force, progress=progress)
     finally:
         progress.close()
+    if picture is not None:
+        drawn = task.examples_picture()
+        if drawn is None:
+            raise RecipeError(
+                f"--picture {picture}: task {loaded.task.name!r} has no picture; leave it out"
+            )
+        write_atomically(picture, drawn)
+        console.note(f"written to {picture}")
     described = {
         "task": loaded.task.name,
         "cache": str(found.path) if found.path else None,
@@ -496,6 +509,9 @@ def profile(
     gradients: Annotated[
         Path | None, typer.Option("--gradients", help="Draw how far back gradients reach into this PNG file.")
     ] = None,
+    data_dir: DataDir = None,
+    source: Source = None,
+    offline: Offline = False,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -510,12 +526,16 @@ def profile(
     tune_process()
     chosen = pick_device(device)
     rows = loaded.rows(model)
+    task = loaded.task.build()
+    if not loaded.task.spec_known:  # sizes of the user's own data are known when it is read
+        task.prepare(data_place(data_dir, source, offline))
     found = []
     curves = {}
     for row in rows:
         console.note(f"profiling {row} ...")
         one, curve = profile_row(
             loaded.plan(row),
+            task.spec,
             batch_size=batch_size,
             length=length,
             repeats=repeats,

@@ -10,6 +10,7 @@ from seqpyramid.analysis.cost import count_parameters, flops
 from seqpyramid.analysis.gradients import gradient_flow
 from seqpyramid.analysis.memory import SyntheticBuild, peak_memory
 from seqpyramid.analysis.speed import measure
+from seqpyramid.contracts import TaskSpec
 from seqpyramid.errors import RecipeError
 from seqpyramid.models.base import use_threads
 from seqpyramid.papers import lookup
@@ -20,6 +21,7 @@ GRADIENT_SEQUENCES = 4
 
 def profile_row(
     plan: RunPlan,
+    spec: TaskSpec,
     *,
     batch_size: int | None,
     length: int | None,
@@ -32,6 +34,7 @@ def profile_row(
 
     Args:
         plan: the row.
+        spec: of its task, prepared where that is needed to know it.
         batch_size: B; None takes the recipe's.
         length: T; None takes the task's longest sequence.
         repeats: timed steps.
@@ -40,12 +43,11 @@ def profile_row(
         with_gradients: also return the gradient norm at each time step, see :mod:`.gradients`.
 
     Raises:
-        RecipeError: the task does not know its T before it sees data, and no length was given.
+        RecipeError: the task has no longest sequence, and no length was given.
     """
-    spec = plan.task.build().spec
     time = length or spec.max_length
     if time is None:
-        raise RecipeError(f"{plan.recipe}: the task's length depends on its data; give --length")
+        raise RecipeError(f"{plan.recipe}: the task has no longest sequence; give --length")
     batch_size = batch_size or plan.train.batch_size
     torch.manual_seed(plan.seed)
     model = plan.model.build(spec)

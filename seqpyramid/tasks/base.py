@@ -175,6 +175,10 @@ class Task(ABC):
         """Show the batch to the model; a task may override what the model is fed with while it trains."""
         return model(batch.x, batch.lengths, state)
 
+    def examples_picture(self) -> bytes | None:
+        """Draw some examples as a PNG file, after :meth:`prepare`; None where there is nothing to see."""
+        return None
+
     def memory(self) -> dict[str, Any]:
         """What :meth:`recall` needs beside the config, as JSON: class names, scales, sizes learnt from the data."""
         return {}
