@@ -340,15 +340,30 @@ def test_the_reader_may_leave_early(place: Path) -> None:
 def test_help_names_every_command() -> None:
     env = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     found = subprocess.run(command("--help"), capture_output=True, text=True, check=True, env=env)
-    for name in ("prepare-data", "train", "eval", "profile", "compare", "list", "validate", "show"):
+    for name in (
+        "prepare-data",
+        "init",
+        "train",
+        "eval",
+        "predict",
+        "sample",
+        "profile",
+        "compare",
+        "list",
+        "validate",
+        "show",
+    ):
         assert f" {name} " in found.stdout
 
 
 OPTIONS = {
     "train": "data-dir device force help json model offline out resume seed seeds source tensorboard threads",
     "eval": "again data-dir device help json offline source split threads",
-    "prepare-data": "data-dir force help json offline source",
-    "profile": "batch-size device gradients help json length model repeats threads",
+    "prepare-data": "data-dir force help json offline picture source",
+    "profile": "batch-size data-dir device gradients help json length model offline repeats source threads",
+    "predict": "device help json output threads",
+    "sample": "count device help json output prime seed steps stop temperature threads",
+    "init": "data-dir force help json label-pattern output",
     "compare": "format help json literature output",
     "list": "help json",
     "validate": "help json",

@@ -1,5 +1,8 @@
 """Pixel-by-pixel MNIST: 784 steps of one grey value, in raster order or permuted, clean or followed by noise.
 
+Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv:1708.07747), whose files have MNIST's format, is read in the same ways
+with ``images=fashion_mnist``. No paper in question prints numbers on it.
+
 Sources: Le, Jaitly and Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified Linear Units",
 arXiv:1504.00941 (pixel by pixel, and permuted); Chang et al., "Dilated Recurrent Neural Networks", NIPS 2017,
 Sec. 4.2 and 4.5 (noise after the 784 pixels, to T = 1000 or 2000); Ma et al., "Temporal Pyramid Recurrent Neural
@@ -44,6 +47,22 @@ Order = Literal["raster", "permuted"]
 Permutation = Literal["tp_rnn_released", "dilated_released", "bit_reversal", "seeded"]
 NamedSplit = Literal["head_5000"]
 
+CLASS_NAMES: dict[idx.Images, tuple[str, ...]] = {
+    "mnist": tuple("0123456789"),
+    "fashion_mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+}
+
 _VALIDATION: dict[NamedSplit, int] = {"head_5000": 5_000}
 
 
@@ -51,10 +70,13 @@ class PixelMnistConfig(TaskConfig):
     """Pixel-by-pixel MNIST."""
 
     summary_line: ClassVar[str] = (
-        "MNIST read pixel by pixel, in raster order or permuted, clean or padded with noise"
+        "MNIST or Fashion-MNIST read pixel by pixel, in raster order or permuted, clean or padded with noise"
     )
 
     name: Literal["pixel_mnist"] = "pixel_mnist"
+    images: idx.Images = Field(
+        default="mnist", description="mnist: handwritten digits; fashion_mnist: pieces of clothing"
+    )
     order: Order = Field(default="raster", description="order in which the 784 pixels are read")
     permutation: Permutation | None = Field(
         default=None, description="which permutation; with order=permuted only"
@@ -93,6 +115,7 @@ class PixelMnistConfig(TaskConfig):
     def build(self) -> "PixelMnist":
         """Build the task; no data is touched."""
         return PixelMnist(
+            images=self.images,
             permutation=self.permutation,
             permutation_seed=self.permutation_seed,
             noise_to=self.noise_to,
@@ -106,11 +129,11 @@ class PixelMnist(Task):
     """See the module's docstring; the arguments are the config's fields."""
 
     selection = Selection("accuracy", "max")
-    class_names = tuple("0123456789")
 
     def __init__(
         self,
         *,
+        images: idx.Images,
         permutation: Permutation | None,
         permutation_seed: int,
         noise_to: int | None,
@@ -118,12 +141,14 @@ class PixelMnist(Task):
         split: NamedSplit,
         limits: dict[Split, int | None],
     ) -> None:
+        self._images: idx.Images = images
+        self.class_names = CLASS_NAMES[images]
         self._order = None if permutation is None else pixel_order(permutation, seed=permutation_seed)
         self._permutation = permutation
         self._noise_to, self._noise_seed = noise_to, noise_seed
         self._split, self._limits = split, limits
         self._fingerprint = cache.fingerprint(
-            {"task": "pixel_mnist", "layout": _LAYOUT, "files": idx.MNIST_SHA256}
+            {"task": "pixel_mnist", "layout": _LAYOUT, "files": dict(idx.published(images))}
         )
         self._cache: Path | None = None
         self._indices: splits.Splits = {}
@@ -141,17 +166,20 @@ class PixelMnist(Task):
         """
 
         def write(file: h5py.File) -> None:
-            files = idx.find_mnist(place.source, place.downloads, offline=place.offline, progress=progress)
+            files = idx.find_images(
+                self._images, place.source, place.downloads, offline=place.offline, progress=progress
+            )
+            reading = f"read {idx.TITLES[self._images]}"
             if progress is not None:
-                progress("read MNIST", 0, 1)
-            arrays = idx.read_mnist(files)
+                progress(reading, 0, 1)
+            arrays = idx.read_images(self._images, files)
             images = [arrays["train-images-idx3-ubyte"], arrays["t10k-images-idx3-ubyte"]]
             labels = [arrays["train-labels-idx1-ubyte"], arrays["t10k-labels-idx1-ubyte"]]
             cache.store(file, "images", np.concatenate(images).reshape(-1, PIXELS))
             cache.store(file, "labels", np.concatenate(labels))
             cache.store(file, "files", np.array([len(part) for part in labels], dtype=np.int64))
             if progress is not None:
-                progress("read MNIST", 1, 1)
+                progress(reading, 1, 1)
 
         path = cache.cache_path(place.caches, "pixel_mnist", self._fingerprint)
         built = cache.build(path, self._fingerprint, write, force=force)
@@ -171,17 +199,18 @@ class PixelMnist(Task):
             splits={name: len(self._indices[name]) for name in SPLITS},
             split_hash=splits.split_hash(self._indices),
             details={
+                "images": self._images,
                 "permutation": self._permutation or "raster",
                 "permutation_sha256": None if self._order is None else order_hash(self._order),
                 "noise": None if self._noise_to is None else {"to": self._noise_to, "seed": self._noise_seed},
                 "split": self._split,
                 "class_counts": self._class_counts,
-                "files_sha256": dict(idx.MNIST_SHA256),
+                "files_sha256" if self._images == "mnist" else "files_md5": dict(idx.published(self._images)),
             },
         )
 
     def dataset(self, split: Split) -> Dataset:
-        """Return one split; x is (T, 1) in [0, 1], y the digit."""
+        """Return one split; x is (T, 1) in [0, 1], y the class."""
         if self._cache is None:
             raise RuntimeError("call prepare before dataset")
         chosen = self._indices[split]
@@ -212,8 +241,8 @@ class PixelMnist(Task):
     def trivial(self) -> dict[str, float]:
         """Score of the best constant answers on the test split, exact; only after :meth:`prepare`.
 
-        On the whole test file the commonest digit, 1, is 1,135 of 10,000 (0.1135), and the entropy is 2.3008, a
-        little below ln 10 = 2.3026.
+        On the whole test file of MNIST the commonest digit, 1, is 1,135 of 10,000 (0.1135), and the entropy is
+        2.3008, a little below ln 10 = 2.3026. Fashion-MNIST has 1,000 test images of each class: 0.1 and ln 10.
         """
         if self._cache is None:
             raise RuntimeError("call prepare before trivial")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqpyramid.data import idx
+from seqpyramid.data import catalogue, idx
 from seqpyramid.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
@@ -34,10 +34,11 @@ def test_plain_and_zipped(tmp_path: Path, name: str) -> None:
     content = encode(IMAGES)
     path = tmp_path / name
     path.write_bytes(content if name == "a" else gzip.compress(content))
-    array, digest = idx.read_idx(path)
-    np.testing.assert_array_equal(array, IMAGES)
-    assert array.dtype == np.uint8
-    assert digest == hashlib.sha256(content).hexdigest()
+    values, sha256, md5 = idx.read_idx(path)
+    np.testing.assert_array_equal(values, IMAGES)
+    assert values.dtype == np.uint8
+    assert sha256 == hashlib.sha256(content).hexdigest()
+    assert md5 == hashlib.md5(content).hexdigest()
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 4, 8, 15, 16, 40, -1])
@@ -65,7 +66,7 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
         bad[place] ^= 0x10
         path.write_bytes(bad)
         try:
-            array, _ = idx.read_idx(path)
+            array = idx.read_idx(path).values
         except DataError as error:
             assert "fetch" in str(error)  # noqa: PT017
             refused += 1
@@ -120,73 +121,115 @@ def test_missing_or_a_folder(tmp_path: Path) -> None:
             idx.read_idx(path)
 
 
-@pytest.mark.parametrize("under", ["", "MNIST/raw", "mnist", "raw"])
+FOLDERS = [
+    *(("mnist", under) for under in ("", "MNIST/raw", "mnist", "raw")),
+    *(("fashion_mnist", under) for under in ("", "FashionMNIST/raw", "fashion_mnist", "data/fashion", "raw")),
+]
+
+
+@pytest.mark.parametrize(("images", "under"), FOLDERS)
 @pytest.mark.parametrize("spelling", ["{}", "{}.gz", "dotted", "dotted.gz"])
-def test_where_mnist_may_lie(tmp_path: Path, under: str, spelling: str) -> None:
+def test_where_the_files_may_lie(tmp_path: Path, images: idx.Images, under: str, spelling: str) -> None:
     write_all(tmp_path / under, spelling="{}" + spelling.removeprefix("{}").removeprefix("dotted"))
     if spelling.startswith("dotted"):
         for path in list((tmp_path / under).iterdir()):
             path.rename(path.with_name(path.name.replace("-idx", ".idx")))
-    found = idx.find_mnist(tmp_path, tmp_path / "downloads", offline=True)
+    found = idx.find_images(images, tmp_path, tmp_path / "downloads", offline=True)
     assert tuple(found) == NAMES
     assert {path.parent for path in found.values()} == {tmp_path / under}
 
 
-def test_the_source_comes_before_the_downloads(tmp_path: Path) -> None:
-    write_all(tmp_path / "downloads" / "mnist")
+def test_one_folder_may_hold_both(tmp_path: Path) -> None:
+    for under in ("MNIST/raw", "FashionMNIST/raw"):
+        write_all(tmp_path / under)
+    for images, under in (("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw")):
+        found = idx.find_images(images, tmp_path, tmp_path / "downloads", offline=True)
+        assert {path.parent for path in found.values()} == {tmp_path / under}
+
+
+@pytest.mark.parametrize("images", ["mnist", "fashion_mnist"])
+def test_the_source_comes_before_the_downloads(tmp_path: Path, images: idx.Images) -> None:
+    write_all(tmp_path / "downloads" / images)
     write_all(tmp_path / "own" / "raw")
-    for source, where in ((tmp_path / "own", "own/raw"), (None, "downloads/mnist")):
-        found = idx.find_mnist(source, tmp_path / "downloads", offline=True)
+    for source, where in ((tmp_path / "own", "own/raw"), (None, f"downloads/{images}")):
+        found = idx.find_images(images, source, tmp_path / "downloads", offline=True)
         assert {path.parent for path in found.values()} == {tmp_path / where}
 
 
-def test_offline_and_nowhere_names_every_place(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"MNIST/raw.*downloads/mnist.*--source"):
-        idx.find_mnist(tmp_path, tmp_path / "downloads", offline=True)
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_source_without_them_is_not_made_up_for(tmp_path: Path, offline: bool) -> None:
+    with pytest.raises(
+        DataError, match=r"MNIST/raw.*downloads/mnist;.*--source.*without --offline and --source"
+    ):
+        idx.find_images("mnist", tmp_path, tmp_path / "downloads", offline=offline)
+
+
+def test_offline_and_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Fashion-MNIST .*train-images.*not in .*fashion_mnist;.*--source"):
+        idx.find_images("fashion_mnist", None, tmp_path, offline=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        idx.find_mnist(tmp_path / "typo", tmp_path / "downloads", offline=False)
+        idx.find_images("mnist", tmp_path / "typo", tmp_path / "downloads", offline=False)
 
 
 def test_a_source_with_some_of_it(tmp_path: Path) -> None:
     write_all(tmp_path, names=NAMES[:2])
     with pytest.raises(DataError, match=f"not {NAMES[2]}, {NAMES[3]}"):
-        idx.find_mnist(tmp_path, tmp_path / "downloads", offline=False)
+        idx.find_images("mnist", tmp_path, tmp_path / "downloads", offline=False)
 
 
-def test_missing_files_are_fetched_from_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_all(tmp_path / "mnist", names=NAMES[:1])
+@pytest.mark.parametrize("images", ["mnist", "fashion_mnist"])
+def test_missing_files_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: idx.Images
+) -> None:
+    write_all(tmp_path / images, names=NAMES[:1])
     asked = []
-    monkeypatch.setattr(idx, "fetch", lambda url, path, md5: asked.append((url, path, md5)))
-    said = []
-    found = idx.find_mnist(None, tmp_path, offline=False, progress=lambda *words: said.append(words))
+    monkeypatch.setattr(
+        catalogue, "fetch", lambda urls, path, **rest: asked.append((urls, path, rest["expected"]))
+    )
+    found = idx.find_images(images, None, tmp_path, offline=False)
+    resources = [catalogue.RESOURCES[f"{images}/{name}"] for name in NAMES[1:]]
     assert asked == [
-        (f"{idx.MIRROR}{name}.gz", tmp_path / "mnist" / f"{name}.gz", idx.MNIST_GZ_MD5[name])
-        for name in NAMES[1:]
+        (resource.urls, tmp_path / images / f"{name}.gz", resource.hash)
+        for name, resource in zip(NAMES[1:], resources, strict=True)
     ]
-    assert said[0] == (f"download {NAMES[1]}.gz", 1, 4)
-    assert set(found) == set(NAMES)
+    assert tuple(found) == NAMES
 
 
-def test_other_pixels_are_not_mnist(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("images", "title"), [("mnist", "MNIST"), ("fashion_mnist", "Fashion-MNIST")])
+def test_other_pixels_are_refused(tmp_path: Path, images: idx.Images, title: str) -> None:
     write_all(tmp_path, spelling="{}.gz")
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: the hash .* does not match MNIST"):
-        idx.read_mnist(idx.find_mnist(tmp_path, tmp_path, offline=True))
+    with pytest.raises(DataError, match=rf"train-images-idx3-ubyte\.gz: the hash .* does not match {title} "):
+        idx.read_images(images, idx.find_images(images, tmp_path, tmp_path, offline=True))
 
 
-def test_fashion_mnist_is_told_by_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_all(tmp_path, spelling="{}.gz")
-    archive = (tmp_path / "train-images-idx3-ubyte.gz").read_bytes()
-    monkeypatch.setattr(idx, "FASHION_GZ_MD5", ("00000000", hashlib.md5(archive).hexdigest()[:8]))
-    with pytest.raises(DataError, match="Fashion-MNIST"):
-        idx.read_mnist(idx.find_mnist(tmp_path, tmp_path, offline=True))
+@pytest.mark.parametrize("spelling", ["{}", "{}.gz"])
+def test_one_given_for_the_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    contents = {name: encode(IMAGES + n) for n, name in enumerate(NAMES)}
+    monkeypatch.setattr(
+        idx, "FASHION_MD5", {name: hashlib.md5(c).hexdigest() for name, c in contents.items()}
+    )
+    for name, content in contents.items():
+        file = tmp_path / spelling.format(name)
+        file.write_bytes(gzip.compress(content, 1) if file.suffix == ".gz" else content)
+    files = idx.find_images("mnist", tmp_path, tmp_path, offline=True)
+    assert set(idx.read_images("fashion_mnist", files)) == set(NAMES)
+    with pytest.raises(DataError, match=r"is Fashion-MNIST, not MNIST;.*task\.images=fashion_mnist"):
+        idx.read_images("mnist", files)
+    swapped = {**files, NAMES[0]: files[NAMES[2]]}
+    with pytest.raises(DataError, match=f"this is Fashion-MNIST's {NAMES[2]} where {NAMES[0]} belongs"):
+        idx.read_images("fashion_mnist", swapped)
 
 
 @needs_mnist
 def test_the_real_files(tmp_path: Path) -> None:
-    arrays = idx.read_mnist(idx.find_mnist(SHARED, tmp_path, offline=True))
+    files = idx.find_images("mnist", SHARED, tmp_path, offline=True)
+    arrays = idx.read_images("mnist", files)
     assert arrays["train-images-idx3-ubyte"].shape == (60_000, 28, 28)
     assert arrays["t10k-labels-idx1-ubyte"].shape == (10_000,)
     assert arrays["train-labels-idx1-ubyte"][:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]

@@ -20,6 +20,7 @@ from .tiny import write_mnist_twin
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
 
 LARGE = {"train": 55_000, "validation": 5_000, "test": 10_000}
+FINGERPRINT = PixelMnistConfig().build()._fingerprint  # before a twin's hashes take the place of MNIST's
 SMALL = {"train": 60, "validation": 5_000, "test": 40}
 
 
@@ -127,6 +128,7 @@ def test_details_name_the_variant(mnist: DataPlace) -> None:
     )
     assert variant.details["permutation_sha256"] == "96240fe27409981c"
     assert variant.details["noise"] == {"to": 1000, "seed": 0}
+    assert variant.details["images"] == "mnist"
     assert variant.details["files_sha256"] == idx.MNIST_SHA256
     assert variant.path == plain.path
     assert not variant.built
@@ -201,6 +203,7 @@ def test_trivial_is_the_best_constant_answer(mnist: DataPlace) -> None:
         ({"order": "random"}, "raster"),
         ({"order": "permuted", "permutation": "random"}, "bit_reversal"),
         ({"split": "none"}, "head_5000"),
+        ({"images": "kmnist"}, "fashion_mnist"),
     ],
 )
 def test_bad_fields(fields: dict[str, object], says: str) -> None:
@@ -227,3 +230,57 @@ def test_a_damaged_source_leaves_no_cache(tmp_path: Path, monkeypatch: pytest.Mo
         prepared(place)
     archive.write_bytes(good)
     assert PixelMnistConfig().build().prepare(place).built
+
+
+def test_the_cache_of_mnist_keeps_its_name() -> None:
+    """A user's cache of an earlier version is found again."""
+    assert FINGERPRINT == "c23239cc6d78c764"
+
+
+def test_every_published_length_and_order_can_be_asked_for() -> None:
+    for steps in (None, 1000, 2000, 3000):
+        for fields in (
+            {},
+            {"order": "permuted", "permutation": "tp_rnn_released"},
+            {"order": "permuted", "permutation": "dilated_released"},
+            {"order": "permuted", "permutation": "bit_reversal"},
+            {"order": "permuted", "permutation": "seeded", "permutation_seed": 5},
+        ):
+            assert PixelMnistConfig(noise_to=steps, **fields).build().spec.max_length == (steps or 784)
+
+
+def test_fashion_mnist_beside_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One data folder holds both caches, and a source of the one is refused for the other."""
+    sources = {}
+    for images in ("mnist", "fashion_mnist"):
+        sources[images] = tmp_path / f"source of {images}"
+        sources[images].mkdir()
+        write_mnist_twin(sources[images], monkeypatch, images)
+
+    def task(images: str, source: str) -> PixelMnist:
+        return prepared(
+            DataPlace(tmp_path, source=sources[source], offline=True), images=images, test_limit=9
+        )
+
+    with pytest.raises(DataError, match=r"this is MNIST, not Fashion-MNIST;.*task\.images=mnist"):
+        task("fashion_mnist", "mnist")
+    with pytest.raises(DataError, match=r"this is Fashion-MNIST, not MNIST;.*task\.images=fashion_mnist"):
+        task("mnist", "fashion_mnist")
+    for images in ("mnist", "fashion_mnist"):
+        place = DataPlace(tmp_path, source=sources[images], offline=True)
+        ready = task(images, images)
+        batch = everything(ready.dataset("test"))
+        assert np.array_equal(
+            batch.x[..., 0].mul(255).round().numpy(), bytes_of(place, "t10k-images-idx3-ubyte")[:9]
+        )
+        assert np.array_equal(batch.y.numpy(), bytes_of(place, "t10k-labels-idx1-ubyte")[:9])
+        again = PixelMnistConfig(images=images).build().prepare(DataPlace(tmp_path, offline=True))
+        assert not again.built
+        assert again.details["images"] == images
+    assert len(list((tmp_path / "caches").glob("pixel_mnist-*.h5"))) == 2
+    assert again.details["files_md5"] == idx.FASHION_MD5
+    names = PixelMnistConfig(images="fashion_mnist").build().class_names
+    assert names[0] == "T-shirt/top"
+    assert names[9] == "Ankle boot"
+    assert len(set(names)) == 10
+    assert PixelMnistConfig().build().class_names == tuple("0123456789")
