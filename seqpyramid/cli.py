@@ -345,14 +345,14 @@ def sample(
 
     tune_process()
     folder, chosen = RunDir(run), pick_device(device)
-    trained = open_run(folder, chosen, threads)
+    trained = open_run(folder, chosen, threads, continuing=True)
     request = Request(
         count=count,
         steps=steps,
         temperature=temperature,
         prime=prime,
         stop=stop,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator(chosen).manual_seed(seed),
     )
     drawn = sample_run(folder, trained, request)
     if output is not None and output.suffix == ".png":
@@ -470,9 +470,7 @@ def prepare_data(
     if picture is not None:
         drawn = task.examples_picture()
         if drawn is None:
-            raise RecipeError(
-                f"--picture {picture}: task {loaded.task.name!r} has no picture; leave it out"
-            )
+            raise RecipeError(f"--picture {picture}: task {loaded.task.name!r} has no picture; leave it out")
         write_atomically(picture, drawn)
         console.note(f"written to {picture}")
     described = {

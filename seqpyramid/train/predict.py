@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,8 +48,14 @@ class Trained:
     precision: str
 
 
-def open_run(run: RunDir, device: torch.device, threads: int | None) -> Trained:
+def open_run(run: RunDir, device: torch.device, threads: int | None, *, continuing: bool = False) -> Trained:
     """Load a run's best checkpoint; the data it was trained on is not needed.
+
+    Args:
+        run: its folder.
+        device: where the model shall answer.
+        threads: CPU threads; None: as suits the model.
+        continuing: let the model carry its state where it can, so that it can go on from what it has read.
 
     Raises:
         UserError: there is no run, or it is of a version that did not keep what is needed.
@@ -63,7 +69,8 @@ def open_run(run: RunDir, device: torch.device, threads: int | None) -> Trained:
     task = plan.task.build()
     task.recall(read_json(run.memory))
     content = checkpoint.load(run.best, device)
-    model = plan.model.build(task.spec)
+    carry = task.spec.carry_state or (continuing and plan.model.carries_state)
+    model = plan.model.build(replace(task.spec, carry_state=carry))
     use_threads(model, threads)
     model.to(device).load_state_dict(content["model"])
     model.eval()
