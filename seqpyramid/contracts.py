@@ -32,6 +32,8 @@ class TaskSpec:
     """Whether the head reads one summary a sequence or every step."""
     carry_state: bool = False
     """Whether sequences continue over batches, so the model must return its state."""
+    causal: bool = False
+    """Whether a step's answer stands in later steps, so that a model which reads ahead would see it."""
     max_length: int | None = None
     """T of the longest sequence, where the task knows it before it sees data."""
 

@@ -7,6 +7,7 @@ from seqpyramid.models.clockwork import ClockworkRNNConfig
 from seqpyramid.models.cornn import CoRNNConfig
 from seqpyramid.models.dilated import DilatedRNNConfig
 from seqpyramid.models.dilated_cnn import DilatedCNNConfig
+from seqpyramid.models.embedded import EmbeddedConfig
 from seqpyramid.models.gated_feedback import GatedFeedbackRNNConfig
 from seqpyramid.models.hm_lstm import HMLSTMConfig
 from seqpyramid.models.hyper_lstm import HyperLSTMConfig
@@ -43,6 +44,7 @@ MODELS: Registry[ModelConfig] = Registry(
         SkipRNNConfig,
         PeepholeLSTMConfig,
         BidirectionalConfig,
+        EmbeddedConfig,
         TDNNConfig,
         TreeConfig,
         IRNNConfig,

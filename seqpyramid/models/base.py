@@ -77,6 +77,8 @@ class ModelConfig(BaseModel):
             return {
                 "": f"model {self.name!r} cannot carry state from batch to batch, and the task asks for it"
             }
+        if spec.causal and not self.causal:
+            return {"": f"model {self.name!r} reads ahead, and the task asks for what comes next"}
         return self.cannot_serve(spec.needs)
 
     def cannot_serve(self, needs: Needs) -> dict[str, str]:

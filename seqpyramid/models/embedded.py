@@ -33,7 +33,9 @@ from seqpyramid.models.bidirectional import InnerConfig
 class EmbeddedConfig(ModelConfig):
     """Another model of the table behind an embedding, dropout, or both."""
 
-    summary_line: ClassVar[str] = "Input embedding or input dropout (HM-LSTM's, Dilated RNN's) before any model"
+    summary_line: ClassVar[str] = (
+        "Input embedding or input dropout (HM-LSTM's, Dilated RNN's) before any model"
+    )
     name: Literal["embedded"] = "embedded"
     inner: InnerConfig = Field(description="the model that reads e: an entry of the table and its settings")
     size: int | None = Field(default=None, gt=0, description="E, size of the embedding; null: none")
@@ -65,7 +67,9 @@ class EmbeddedConfig(ModelConfig):
         """Refuse what the inner model refuses, and a wrapper that does nothing."""
         found = super().problems(spec)
         if self.size is None and self.dropout == 0:
-            found["size"] = "there is neither an embedding nor dropout; give one, or the inner model by itself"
+            found["size"] = (
+                "there is neither an embedding nor dropout; give one, or the inner model by itself"
+            )
         inner = self.inner.problems(self._inner_spec(spec))
         if "" in found:
             inner.pop("", None)  # said already
@@ -96,9 +100,6 @@ class Embedded(SequenceModel):
         del inner.head  # else a checkpoint would hold it twice
         self.inner, self.dropout = inner, dropout
         self.embedding = None if size is None else nn.Linear(spec.input_size, size, bias=False)
-        no_bfloat16 = getattr(inner, "no_bfloat16", None)
-        if no_bfloat16 is not None:
-            self.no_bfloat16 = no_bfloat16
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Embed x (B, T, F) and let the inner model read it."""

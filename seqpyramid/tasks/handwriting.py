@@ -183,6 +183,7 @@ class Handwriting(Generative):
             input_size=4 if self._ending == "length" else 3,
             outputs=mixture_density.width(self._components) + _EXTRA_OUTPUTS[self._ending],
             needs="steps",
+            causal=True,
             max_length=None if self._max_length is None else self._max_length - (not self._ends_in_a_step),
         )
 

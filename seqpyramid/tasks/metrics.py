@@ -37,6 +37,56 @@ def squared_error(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (_at_least_single(outputs).squeeze(-1) - y).square().sum(), _count(outputs, y)
 
 
+IGNORED = -1
+"""Target of a step that is not scored: padding, or what is read for its context alone."""
+
+
+def symbol_cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the cross entropies in nats over the scored steps, and how many these are.
+
+    Args:
+        outputs: (B, T, K) logits.
+        y: (B, T) symbols, int64; :data:`IGNORED` where a step is not scored.
+    """
+    losses = F.cross_entropy(
+        _at_least_single(outputs).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return losses, (y != IGNORED).sum()
+
+
+class SymbolMetrics(Metrics):
+    """Mean loss, bits a symbol and accuracy of one answer among K symbols at every step."""
+
+    def __init__(self) -> None:
+        self._sums: tuple[Tensor, Tensor] | None = None  # loss, and scored and right steps
+
+    def update(self, outputs: Tensor, batch: Batch) -> None:
+        """Add one batch of (B, T, K) logits; steps whose target is :data:`IGNORED` do not count."""
+        outputs = outputs.detach()
+        if self._sums is None:
+            self._sums = (
+                torch.zeros((), dtype=torch.float64, device=outputs.device),
+                torch.zeros(2, dtype=torch.int64, device=outputs.device),
+            )
+        loss, counts = self._sums
+        losses = F.cross_entropy(
+            _at_least_single(outputs).flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        loss += losses.sum(dtype=torch.float64)
+        counts += torch.stack([(batch.y != IGNORED).sum(), (outputs.argmax(dim=-1) == batch.y).sum()])
+
+    def compute(self) -> dict[str, float]:
+        """Return ``loss`` (nats a symbol), ``bpc`` (the same in bits) and ``accuracy`` (a fraction).
+
+        Raises:
+            ValueError: no batch was added.
+        """
+        if self._sums is None:
+            raise ValueError("no batch was added")
+        loss, scored, right = torch.cat([self._sums[0][None], self._sums[1].double()]).tolist()
+        return {"loss": loss / scored, "bpc": loss / scored / math.log(2), "accuracy": right / scored}
+
+
 class ClassificationMetrics(Metrics):
     """Mean loss, accuracy and confusion matrix of single-label classification into K classes."""
 

@@ -193,3 +193,13 @@ def test_bad_batches_are_explained(config: ModelConfig) -> None:
         model(x[:, :, :1])
     with pytest.raises(DataError, match="at least one step"):
         model(x[:, :0])
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if not c.causal and "steps" in c.emits], ids=label)
+def test_a_model_that_reads_ahead_is_kept_from_tasks_that_ask_what_comes_next(config: ModelConfig) -> None:
+    with pytest.raises(RecipeError, match="reads ahead"):
+        config.build(TaskSpec(input_size=2, outputs=3, needs="steps", causal=True))
+
+
+def test_some_model_reads_ahead() -> None:
+    assert {c.name for c in CONFIGS if not c.causal and "steps" in c.emits} >= {"bidirectional", "transformer"}

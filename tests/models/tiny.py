@@ -104,6 +104,16 @@ TINY: dict[str, list[dict[str, object]]] = {
         {"inner": {"name": "peephole_lstm", "hidden_size": 3}},
         {"inner": {"name": "tp_rnn", "hidden_size": 3, "pyramid_length": [4], "granularity": [2]}},
     ],
+    "embedded": [
+        {"inner": {"name": "lstm", "hidden_size": 3}, "size": 4},
+        {
+            "inner": {"name": "hm_lstm", "hidden_sizes": [3, 3], "embedding_size": 4},
+            "size": 5,
+            "dropout": 0.1,
+        },
+        {"inner": {"name": "dilated_rnn", "hidden_size": 3, "layers": 2}, "dropout": 0.2},
+        {"inner": {"name": "tp_rnn", "hidden_size": 3, "pyramid_length": [4], "granularity": [2]}, "size": 3},
+    ],
     "tdnn": [
         {"channels": [4, 3], "kernel_sizes": [3, 2], "dilations": [1, 3]},
         {
