@@ -9,6 +9,7 @@ Inside are groups and chunked datasets of plain numbers, each with ``fletcher32`
 fingerprint, code_version and created_by. Sequences of unequal lengths are one flat array and offsets.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -92,6 +93,20 @@ def build(path: Path, fingerprint: str, write: Callable[[h5py.File], None], *, f
     """
     if path.exists() and not force:
         return False
+    with only_builder(path):
+        if path.exists() and not force:
+            return False
+        put(path, fingerprint, write)
+        return True
+
+
+@contextlib.contextmanager
+def only_builder(path: Path) -> Iterator[None]:
+    """Hold the lock of the cache at ``path``, whose folder is made; other builders wait.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
     make_folder(path.parent)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -99,23 +114,23 @@ def build(path: Path, fingerprint: str, write: Callable[[h5py.File], None], *, f
     except OSError as error:
         raise resource_error(error, path) from None
     try:
-        if path.exists() and not force:
-            return False
-        temporary = path.with_name(
-            f".{path.name}.part"
-        )  # one name is enough: only the lock's holder writes it
-        try:
-            _write(temporary, path, fingerprint, write)
-            _check(temporary, fingerprint, read_through=True).close()
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise resource_error(error, path) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
+        yield
     finally:
         lock.release()
+
+
+def put(path: Path, fingerprint: str, write: Callable[[h5py.File], None]) -> None:
+    """Build the cache at ``path`` as :func:`build` does, for who holds :func:`only_builder` already."""
+    temporary = path.with_name(f".{path.name}.part")  # one name is enough: only the lock's holder writes it
+    try:
+        _write(temporary, path, fingerprint, write)
+        _check(temporary, fingerprint, read_through=True).close()
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise resource_error(error, path) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_checked(path: Path, fingerprint: str) -> h5py.File:
