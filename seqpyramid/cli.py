@@ -1,22 +1,47 @@
 """The commands: parse, one call, print. Whatever is heavy is imported inside a command, so that --help is quick."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 import seqpyramid
-from seqpyramid.errors import RecipeError, ResourceError, UserError
+from seqpyramid.errors import RecipeError, ResourceError, StoppedError, UserError
+
+
+class Commands(TyperGroup):
+    """All commands; what click refuses before one begins is said as JSON too where --json was given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember whether JSON is wanted."""
+        ctx.meta["as_json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an error of click's, which knows how to word itself, goes on to be shown."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.meta["as_json"] and hasattr(error, "format_message"):
+                print(json.dumps({"error": error.format_message(), "exit_code": 2}))
+            raise
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -86,14 +111,46 @@ def explained(command: C) -> C:
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            with interruptible():
+                command(*args, **options)
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (reader has gone: `| head`)
             raise typer.Exit(0) from None
+        except KeyboardInterrupt as stop:
+            leave(stopped(stop), as_json=bool(options.get("as_json")))
         except (UserError, MemoryError, OSError, RuntimeError) as error:
             leave(as_user_error(error), as_json=bool(options.get("as_json")))
 
     return run  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the other stop signals end a command as Ctrl-C does: worker processes end, locks and files are let go."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot take signals
+        yield
+        return
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stopped(stop: KeyboardInterrupt) -> StoppedError:
+    """Say which signal ended a command."""
+    number = stop.args[0] if stop.args else signal.SIGINT
+    return StoppedError(
+        number,
+        f"stopped by {signal.Signals(number).name}; nothing is half-written, and what was read of the data is kept; "
+        "run the same command again to continue",
+    )
 
 
 def as_user_error(error: BaseException) -> UserError:
@@ -431,8 +488,9 @@ def init(
     ]
     console.print_rows(f"{data}: a starting recipe", ("what", "value"), rows)
     console.out.print(
-        f"next: seqpyramid train {path}\n"
-        f"      seqpyramid train {path} --model all && seqpyramid compare runs/{path.stem}",
+        f"next: seqpyramid train {shlex.quote(str(path))}\n"
+        f"      seqpyramid train {shlex.quote(str(path))} --model all && "
+        f"seqpyramid compare {shlex.quote(f'runs/{path.stem}')}",
         highlight=False,
         soft_wrap=True,
     )

@@ -4,6 +4,7 @@ On a terminal a bar moves; elsewhere (a log file of a cluster job) one line come
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -182,8 +183,8 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         out.print(f"run: {result['run']}", highlight=False, soft_wrap=True)
     out.print(
-        f"next: seqpyramid eval {results[0]['run']}\n"
-        f"      seqpyramid compare {' '.join(result['run'] for result in results)}",
+        f"next: seqpyramid eval {shlex.quote(results[0]['run'])}\n"
+        f"      seqpyramid compare {shlex.join(result['run'] for result in results)}",
         highlight=False,
         soft_wrap=True,
     )

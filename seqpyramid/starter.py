@@ -1,21 +1,26 @@
 """A first recipe for data that is not ours: look at it, choose the task that reads it, and sizes that fit it.
 
-L and g are chosen by the rule that the sizes of Ma et al. 2020 (supplement, Table 1) follow: two levels of aggregation
-in a sub-pyramid, so L = g², and N = T / L of at most 20 sub-pyramids; the layer above reads one state of every g, so it
-has T / g steps. Everything else is a starting point, and the recipe says so at every value.
+L and g are the smallest that keep to what the supplement of Ma et al. 2020 says: N = T / L of at most 20 sub-pyramids,
+here of two levels of aggregation each, so L = g²; the layer above reads one state of every g, so it has T / g steps.
+The paper's own sizes (supplement, Table 1) are mostly of this form, but larger for some T (L = 100 for 1000 steps) and
+smaller for the longest. Everything else is a starting point, and the recipe says so at every value.
 
-Shapes: T steps of the longest training sequence, F features, K classes.
+Shapes: T steps of the longest sequence, F features, K classes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqpyramid import yaml12
+from seqpyramid.data.audio import AUDIO_SUFFIXES
+from seqpyramid.data.manifest import FORMATS, read_manifest
+from seqpyramid.data.vctk import AUDIO_FOLDERS
 from seqpyramid.errors import DataError
 from seqpyramid.recipe import tables
 
@@ -31,10 +36,9 @@ HIDDEN = {"recurrent": 100, "dilated": 59}
 """Units of the paper's LSTM and TP-RNN, and of its Dilated LSTM."""
 MOST_DILATED_LAYERS = 9
 
-_ARRAYS = (".npz", ".h5", ".hdf5")
-_SERIES = (".ts", ".tsv")
-_AUDIO = (".wav", ".flac", ".ogg")
-_RULE = "rule of Ma et al. 2020, supplement: L = g * g, and T / L at most 20"
+_ARRAYS = (*FORMATS["npz"], *FORMATS["hdf5"])
+_SERIES = (*FORMATS["ts"], *FORMATS["tsv"])
+_RULE = "rule of Ma et al. 2020, supplement: T / L at most 20; the smallest g with L = g * g"
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,31 @@ def look(path: Path, label_pattern: str | None = None) -> Look:
         raise DataError(f"{path}: there is nothing here; give a file or a folder of sequences")
     if path.is_file():
         return _look_at_file(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: is neither a file nor a folder; give a file or a folder of sequences")
+    try:
+        return _look_at_folder(path, label_pattern)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: cannot look here ({error.strerror}); mend the permissions, or give a folder "
+            "that holds your sequences alone"
+        ) from None
+
+
+def _look_at_folder(path: Path, label_pattern: str | None) -> Look:
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-    for folder, recipe in (("wav48", "vctk_mfcc"), ("wav48_silence_trimmed", "vctk_mfcc")):
+    for version, folder in AUDIO_FOLDERS.items():
         if folder in names:
+            options = " task.version=0.92 task.microphone=mic1" if version == "0.92" else ""
             raise DataError(
-                f"{path}: this is VCTK, which has a recipe: seqpyramid train {recipe} --source {path}"
+                f"{path}: this is VCTK, which has a recipe: seqpyramid train vctk_mfcc "
+                f"--source {shlex.quote(str(path))}{options}"
             )
+    if any(name.startswith("train-images") and "-ubyte" in name for name in names):
+        raise DataError(
+            f"{path}: this looks like MNIST, which has recipes: seqpyramid train pmnist "
+            f"--source {shlex.quote(str(path))}"
+        )
     sets = sorted({match[1] for name in names if (match := re.fullmatch(r"(.+)_TRAIN\.(?:ts|tsv)", name))})
     if len(sets) == 1:
         return Look(
@@ -116,13 +139,20 @@ def look(path: Path, label_pattern: str | None = None) -> Look:
             f"{path}: a folder of data sets ({several}); give one of them, as {path / (sets or below)[0]}"
         )
     suffixes = _suffixes(path)
-    if any(suffix in suffixes for suffix in _AUDIO):
+    if AUDIO_SUFFIXES & suffixes:
         return _look_at_audio(path, label_pattern)
     single = [name for name in names if name.lower().endswith((*_ARRAYS, *_SERIES))]
     if len(single) == 1:
         return _look_at_file(path / single[0])
     if ".csv" in suffixes:
         return Look({"name": "series", "standardise": "train", "path": str(path), "format": "csv"}, path.name)
+    texts = [name for name in names if name.lower().endswith(".txt")]
+    if len(texts) == 1:
+        return _look_at_file(path / texts[0])
+    if texts:
+        raise DataError(
+            f"{path}: a folder of texts ({', '.join(texts[:5])}); give one of them, as {path / texts[0]}"
+        )
     found = ", ".join(sorted(suffixes)[:6]) or "nothing"
     raise DataError(
         f"{path}: no sequences that seqpyramid reads (found: {found}); it reads folders of .wav, .flac, .ogg or .csv "
@@ -149,10 +179,8 @@ def _look_at_file(path: Path) -> Look:
 
 
 def _look_at_manifest(path: Path) -> Look:
-    from seqpyramid.data.manifest import read_manifest
-
     suffixes = {entry.path.suffix.lower() for entry in read_manifest(path)}
-    if suffixes <= set(_AUDIO):
+    if suffixes <= AUDIO_SUFFIXES:
         section = {
             "name": "audio_folder",
             "standardise": "train",
@@ -170,14 +198,16 @@ def _look_at_audio(path: Path, label_pattern: str | None) -> Look:
         "path": str(path),
         "features": {"kind": "mfcc"},
     }
-    flat = any(entry.suffix.lower() in _AUDIO for entry in path.iterdir())
+    flat = any(entry.suffix.lower() in AUDIO_SUFFIXES for entry in path.iterdir())
     if label_pattern is not None:
         return Look(section | {"label_pattern": label_pattern}, path.name)
     manifests = sorted(path.glob("*.csv"))
     if len(manifests) == 1:
         return _look_at_manifest(manifests[0])
     if flat:
-        example = next(entry.stem for entry in sorted(path.iterdir()) if entry.suffix.lower() in _AUDIO)
+        example = next(
+            entry.stem for entry in sorted(path.iterdir()) if entry.suffix.lower() in AUDIO_SUFFIXES
+        )
         raise DataError(
             f"{path}: recordings that lie in no class folders; say where their names (as {example}) hold the class, "
             "with --label-pattern '(?P<label>[a-z]+)_.*' for one, or write a manifest with the columns path and label"
@@ -234,7 +264,8 @@ def recipe_text(look: Look, facts: Facts, name: str) -> str:
     counts = ", ".join(f"{number:,} {split}" for split, number in facts.splits.items())
     head = (
         f"# Written by `seqpyramid init`: {counts}; at most {facts.longest:,} steps of {facts.features} features.\n"
-        f"#   seqpyramid train {name}.yaml --model all && seqpyramid compare runs/{name}\n"
+        f"#   seqpyramid train {shlex.quote(f'{name}.yaml')} --model all && "
+        f"seqpyramid compare {shlex.quote(f'runs/{name}')}\n"
     )
     return head + yaml12.dump(content)
 

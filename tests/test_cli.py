@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from typer.testing import CliRunner
 
 from seqpyramid.cli import app, parse_seeds
@@ -116,7 +118,7 @@ def test_the_table_on_the_screen_says_what_to_do_next(place: Path) -> None:
     for word in (
         "validation",
         "test",
-        "parameters",
+        "params",
         "run: runs/tiny/tp_rnn_s/seed-0",
         "next: seqpyramid eval",
     ):
@@ -253,6 +255,20 @@ def test_errors_are_json_too_where_asked(place: Path) -> None:
     assert "lrr" in found.json["error"]
 
 
+@pytest.mark.parametrize(
+    "args", [("train", "--sed", "1"), ("sample", "run", "--steps", "0"), ("no-command",), ("eval",)]
+)
+def test_what_the_parser_refuses_is_json_too(place: Path, args: tuple[str, ...]) -> None:
+    found = run(*args, "--json")
+    assert found.json["exit_code"] == found.code == 2
+    assert found.json["error"]
+    assert run(*args).out == ""
+
+
+def test_commands_to_type_next_are_quoted(place: Path) -> None:
+    assert "seqpyramid eval 'a b'\n" in run("train", "tiny.yaml", "--out", "a b").out
+
+
 def test_a_damaged_checkpoint_is_refused(place: Path) -> None:
     folder = Path(run("train", "tiny.yaml", "--json").json["run"])
     best = folder / "checkpoints" / "best.pt"
@@ -306,6 +322,54 @@ def test_a_signal_saves_and_the_same_command_continues(place: Path, number: sign
     assert found.json["steps"] == 400
     records = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "validation"] == list(range(10, 401, 10))
+
+
+SPEECH = """
+title: tiny speech
+task: {name: audio_folder, path: sounds, features: {kind: mfcc}, workers: 2}
+train: {lr: 1e-2, batch_size: 100, max_steps: 2}
+models:
+  lstm_s: {name: lstm, hidden_size: 4}
+model: lstm_s
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("prepare-data", signal.SIGINT), ("prepare-data", signal.SIGTERM), ("train", signal.SIGTERM)],
+)
+def test_a_signal_ends_a_build_in_one_sentence(place: Path, name: str, number: signal.Signals) -> None:
+    (place / "speech.yaml").write_text(SPEECH)
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    for label in ("cat", "dog"):
+        (place / "sounds" / label).mkdir(parents=True)
+        soundfile.write(place / "sounds" / label / "0.wav", sound, 8000)
+        for other in range(1, 1000):
+            os.link(place / "sounds" / label / "0.wav", place / "sounds" / label / f"{other}.wav")
+    process = subprocess.Popen(
+        command(name, "speech.yaml", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    journals = place / "data" / "caches"
+    while not list(journals.glob(".*.spool/journal.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    wait_for(next(journals.glob(".*.spool/journal.jsonl")), process, 40)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert json.loads(out)["exit_code"] == 128 + number
+    assert err.startswith(f"error: stopped by {number.name}; nothing is half-written")
+    assert err.count("\n") == 1
+    assert not list(journals.glob("*.h5"))
+    assert list(journals.glob(".*.spool/journal.jsonl"))
 
 
 def test_a_run_folder_has_one_user_at_a_time(place: Path) -> None:

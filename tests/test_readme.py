@@ -75,7 +75,9 @@ def model_table() -> list[str]:
         options = ", ".join(
             f"`{field}`" for field in entry.model_fields if field not in ("name", "hidden_size")
         )
-        lines.append(f"| `{name}` | {entry.summary_line} | {'; '.join(rows.get(name, ['–']))} | {options} | `{test}` |")
+        lines.append(
+            f"| `{name}` | {entry.summary_line} | {'; '.join(rows.get(name, ['–']))} | {options} | `{test}` |"
+        )
     return lines
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,9 @@ def test_a_damaged_file_is_named_and_the_others_are_answered(place: Path) -> Non
     assert found.err.count("error:") == 2
     assert "bad.wav" in found.err
     assert "none.wav" in found.err
+    found = run("predict", trained.json["run"], place / "tones" / "low")
+    assert found.code == 3
+    assert "low: is a folder; name the files in it" in found.err
 
 
 def test_text_from_init_to_sample(place: Path) -> None:
@@ -158,18 +162,30 @@ def test_what_init_cannot_decide(place: Path) -> None:
         (place / name).mkdir()
         if content:
             (place / name / content).write_bytes(b"?")
+    (place / "images").mkdir()
+    (place / "images" / "train-images-idx3-ubyte.gz").write_bytes(b"?")
+    (place / "two texts").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (place / "two texts" / name).write_text("?")
     (place / "vctk" / "wav48").mkdir(parents=True)
+    (place / "newer" / "wav48_silence_trimmed").mkdir(parents=True)
     for folder, words in (
         ("nowhere", "nothing here"),
         ("empty", "found: nothing"),
         ("flat", "--label-pattern"),
         ("odd", "found: .pdf"),
-        ("vctk", "seqpyramid train vctk_mfcc"),
+        ("images", "seqpyramid train pmnist --source images\n"),
+        ("two texts", "a folder of texts (a.txt, b.txt); give one of them"),
+        (os.devnull, "neither a file nor a folder"),
+        ("vctk", "seqpyramid train vctk_mfcc --source vctk\n"),
+        ("newer", "--source newer task.version=0.92 task.microphone=mic1\n"),
     ):
         found = run("init", folder)
         assert found.code == 3, folder
         assert words in found.err, found.err
         assert found.err.count("error:") == 1
+    task = load("vctk_mfcc", overrides=["task.version=0.92", "task.microphone=mic1"]).task.model_dump()
+    assert (task["version"], task["microphone"]) == ("0.92", "mic1")
 
 
 def test_a_recipe_is_not_overwritten(place: Path) -> None:
@@ -204,6 +220,7 @@ def test_other_data_is_not_continued_on(place: Path) -> None:
         (("up/1.csv", "down/1.csv"), {"name": "series", "format": "csv"}),
         (("up/1.wav", "down/1.flac"), {"name": "audio_folder"}),
         (("x.h5",), {"name": "series"}),
+        (("x.txt", "notes.md"), {"name": "char_lm"}),
     ],
 )
 def test_what_a_folder_is_taken_for(tmp_path: Path, files: tuple[str, ...], expected: dict[str, str]) -> None:

@@ -14,7 +14,6 @@ The files are written into ``.TARGET.part`` beside the target, which is renamed 
 """
 
 import bz2
-import contextlib
 import gzip
 import io
 import lzma
@@ -27,15 +26,13 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
-from filelock import FileLock
-
-from seqpyramid.data.download import Progress
+from seqpyramid.data.locks import only_builder
+from seqpyramid.data.progress import Progress
 from seqpyramid.errors import DataError
-from seqpyramid.rundir import make_folder, resource_error
+from seqpyramid.rundir import resource_error
 
 _CHUNK_BYTES = 2**18
 _PROGRESS_BYTES = 2**24
@@ -68,7 +65,6 @@ def extract(
     *,
     max_bytes: int,
     max_files: int,
-    password: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Unpack a tar (plain, gz, bz2 or xz) or zip archive into a new folder, unless that is there already.
@@ -78,18 +74,16 @@ def extract(
         target: the folder to make; it appears only when everything is in it.
         max_bytes: the most that the files may hold together.
         max_files: the most members, folders among them, that the archive may have.
-        password: of an encrypted zip archive.
         progress: hears how many bytes of the archive are done.
 
     Returns:
         ``target``.
 
     Raises:
-        DataError: the archive is missing, damaged, locked, or holds something that is refused; nothing is left behind.
+        DataError: the archive is missing, damaged, or holds something that is refused; nothing is left behind.
         ResourceError: the disk is full or the folder cannot be written.
     """
-    make_folder(target.parent)
-    with _locked(target):
+    with only_builder(target):
         if target.is_dir():
             return target
         part = target.with_name(
@@ -99,7 +93,7 @@ def extract(
             _clear(part)
             part.mkdir()
             out = _Folder(archive, part, max_bytes=max_bytes, max_files=max_files)
-            _unpack(archive, out, password, progress)
+            _unpack(archive, out, progress)
             part.replace(target)
         except OSError as error:
             raise resource_error(error, target) from None
@@ -226,14 +220,14 @@ def _key(parts: list[str]) -> str:
     return unicodedata.normalize("NFC", "/".join(parts)).casefold()
 
 
-def _unpack(archive: Path, out: _Folder, password: str | None, progress: Progress | None) -> None:
+def _unpack(archive: Path, out: _Folder, progress: Progress | None) -> None:
     try:
         with archive.open("rb") as raw:
             tick = _Tick(archive, raw, progress)
             head = raw.read(6)
             raw.seek(0)
             if head[:4] in (b"PK\3\4", b"PK\5\6"):
-                _unpack_zip(raw, out, password, tick)
+                _unpack_zip(raw, out, tick)
             else:
                 with _unpacked(raw, head) as stream:
                     _unpack_tar(stream, out, tick)
@@ -369,7 +363,7 @@ def _kind(member: tarfile.TarInfo) -> str:
     return "neither a plain file nor a folder"
 
 
-def _unpack_zip(raw: IO[bytes], out: _Folder, password: str | None, tick: _Tick) -> None:
+def _unpack_zip(raw: IO[bytes], out: _Folder, tick: _Tick) -> None:
     if _zip_members(raw, out.max_files) > out.max_files:
         raise out.too_many()
     with zipfile.ZipFile(raw) as archive:
@@ -388,13 +382,10 @@ def _unpack_zip(raw: IO[bytes], out: _Folder, password: str | None, tick: _Tick)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile bounds the output of deflate alone: of the others one read can fill the memory
                 raise out.refuse(name, "is compressed by another method than deflate")
-            if member.flag_bits & 0x1 and password is None:
+            if member.flag_bits & 0x1:
                 raise out.refuse(name, "is encrypted")
-            try:
-                with archive.open(member, pwd=None if password is None else password.encode()) as content:
-                    out.file(name, content, member.file_size)
-            except RuntimeError as error:
-                raise out.refuse(name, f"cannot be decrypted ({error})") from None
+            with archive.open(member) as content:
+                out.file(name, content, member.file_size)
             tick()
 
 
@@ -450,16 +441,3 @@ def _clear(part: Path) -> None:
         part.unlink()
     elif part.is_dir():
         shutil.rmtree(part)
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise resource_error(error, target) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqpyramid.contracts import SPLITS, Split
-from seqpyramid.data.manifest import SPLIT_WORDS
-from seqpyramid.data.timeseries import Series, plain_label, single, split_of
+from seqpyramid.data.manifest import SPLIT_WORDS, split_of
+from seqpyramid.data.timeseries import Series, plain_label, single
 from seqpyramid.errors import DataError
 from seqpyramid.registry import near_miss
 

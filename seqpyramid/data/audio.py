@@ -123,7 +123,8 @@ def _check_header(path: Path, file: soundfile.SoundFile, channel: Channel) -> No
         raise DataError(f"{path}: has {file.channels} channels, more than {_MAX_CHANNELS}; convert it")
     if channel == "only" and file.channels != 1:
         raise DataError(
-            f"{path}: has {file.channels} channels; say which to read by channel=first, second or mean"
+            f"{path}: has {file.channels} channels, and one is read; make it mono, or set task.channel to first, "
+            "second or mean"
         )
     if channel == "second" and file.channels < 2:
         raise DataError(f"{path}: has one channel, so channel=second cannot be read; set channel=first")

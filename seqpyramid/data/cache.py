@@ -9,23 +9,25 @@ Inside are groups and chunked datasets of plain numbers, each with ``fletcher32`
 fingerprint, code_version and created_by. Sequences of unequal lengths are one flat array and offsets.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import h5py
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 import seqpyramid
+from seqpyramid.data.locks import only_builder
 from seqpyramid.errors import DataError, IntegrityError, ResourceError, UserError
-from seqpyramid.rundir import make_folder, resource_error, write_atomically
+from seqpyramid.rundir import resource_error, write_atomically
 
 FORMAT = 1
 """Raised when what a reader finds in a cache changes."""
@@ -100,27 +102,8 @@ def build(path: Path, fingerprint: str, write: Callable[[h5py.File], None], *, f
         return True
 
 
-@contextlib.contextmanager
-def only_builder(path: Path) -> Iterator[None]:
-    """Hold the lock of the cache at ``path``, whose folder is made; other builders wait.
-
-    Raises:
-        ResourceError: the folder cannot be written.
-    """
-    make_folder(path.parent)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise resource_error(error, path) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def put(path: Path, fingerprint: str, write: Callable[[h5py.File], None]) -> None:
-    """Build the cache at ``path`` as :func:`build` does, for who holds :func:`only_builder` already."""
+    """Build the cache at ``path`` as :func:`build` does; the caller holds ``locks.only_builder``."""
     temporary = path.with_name(f".{path.name}.part")  # one name is enough: only the lock's holder writes it
     try:
         _write(temporary, path, fingerprint, write)
@@ -254,8 +237,54 @@ class _Sink(io.RawIOBase):
         super().close()
 
 
+class _Stops:
+    """Stop signals, held back while HDF5 is at work and let through while it is not.
+
+    HDF5 calls :class:`_Sink`, and what a signal's handler raises in there gets lost: the write counts as failed, the
+    file cannot be closed, and the process crashes when it ends. What the handlers do is left to them.
+    """
+
+    def __init__(self) -> None:
+        self.hold = True
+        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others are never interrupted
+            for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+                handler = signal.getsignal(number)
+                if callable(handler) and number not in self._before:
+                    self._before[number] = handler
+                    signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.deliver()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._came.append(number)
+        if not self.hold and not _in_sink(frame):
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Hand over what came; call it where no exception can do harm."""
+        while self._came:
+            number = self._came.pop(0)
+            self._before[number](number, None)
+
+
+def _in_sink(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), _Sink):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _write(temporary: Path, path: Path, fingerprint: str, write: Callable[[h5py.File], None]) -> None:
-    with _Sink(temporary) as sink:
+    with _Stops() as stops, _Sink(temporary) as sink:
         try:
             with h5py.File(sink, "w", userblock_size=_USER_BLOCK) as file:
                 file.attrs["format"] = FORMAT
@@ -264,7 +293,11 @@ def _write(temporary: Path, path: Path, fingerprint: str, write: Callable[[h5py.
                 file.attrs["created_by"] = np.bytes_(
                     f"seqpyramid with h5py {h5py.version.version} and HDF5 {h5py.version.hdf5_version}"
                 )
-                write(file)
+                stops.hold = False
+                try:
+                    write(file)
+                finally:
+                    stops.hold = True
         except (OSError, RuntimeError, ValueError, KeyError):
             if sink.error is None:  # else HDF5 stumbled over what was dropped: the disk is to blame
                 raise

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from seqpyramid.data.download import Hash, Progress, fetch, verify
+from seqpyramid.data.download import Hash, fetch, verify
+from seqpyramid.data.progress import Progress
 from seqpyramid.errors import DataError
 
 

@@ -1,15 +1,8 @@
 """A cache built from many files: in parallel, resumable at the file, one damaged file no reason to stop.
 
-What is extracted from each file goes at once to a spool beside the cache, a folder of two files that the calling
-process alone writes; when all is there, the spool is copied into the cache and removed. So for a moment the disk
-holds everything twice, and memory holds little more than the files in flight.
-
-    .<cache>.spool/values.bin       float32 rows, end to end, as they came
-    .<cache>.spool/journal.jsonl    whose spool this is, then a line a file: key, size, rows, width, offset, crc32
-
-Values are written before their line, neither is held back in the process, and both are forced to the disk every two
-seconds: a killed process loses the files in flight, a machine without power some seconds. Whoever continues reads
-the values through and believes only the lines that their CRC confirms.
+What is extracted from each file goes at once to a spool (:mod:`seqpyramid.data.spool`) beside the cache, in a folder
+``.<cache>.spool`` that the calling process alone writes; when all is there, the spool is copied into the cache and
+removed. So for a moment the disk holds everything twice, and memory holds little more than the files in flight.
 
 The cache holds ``sequences/values`` (S, F) float32, ``sequences/offsets`` (K + 1) and ``kept`` (K), the indices of the
 items in it, ascending; its bytes depend neither on the number of processes nor on interruptions.
@@ -18,45 +11,36 @@ Shapes: N items, K of them kept, T steps of one, S steps of all together, F feat
 """
 
 import contextlib
-import io
-import json
 import multiprocessing
 import os
 import signal
 import threading
-import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from seqpyramid.data import cache
-from seqpyramid.errors import DataError, IntegrityError, ResourceError
-from seqpyramid.rundir import make_folder, resource_error
+from seqpyramid.data.locks import only_builder
+from seqpyramid.data.progress import PROGRESS_SECONDS, Progress, Report
+from seqpyramid.data.spool import Spool, Values
+from seqpyramid.errors import DataError, ResourceError
 
-Values = NDArray[np.float32]
 Extract = Callable[[Path], Values]
 """Path -> (T, F) float32; where it meets a damaged file it raises a DataError that names it."""
-Progress = Callable[[str, int, int], None]
 
-_SPOOL_FORMAT = 1
-_SYNC_SECONDS = 2.0
-_PROGRESS_SECONDS = 0.1
 _CHUNK_BYTES = 2**19
 """Of source files for a worker at once: small files would else cost more to hand over than to read."""
 _CHUNK_ITEMS = 64
 _CHUNKS_PER_WORKER = 8
 """At least, as far as there are files: the last chunk should not be waited for long, nor much be lost by a kill."""
-_BLOCK_BYTES = 2**20
-"""Copied from the spool into the cache at once."""
 _WORTH_WORKERS_BYTES = 2**24
 """Below this, starting processes takes longer than reading the files."""
 _MAX_WORKERS = 61
@@ -142,12 +126,12 @@ def build_corpus(
     name = path.name if extraction is None else f"corpus-{extraction}"
     folder = path.with_name(f".{name}.spool")
     with contextlib.ExitStack() as locks:
-        locks.enter_context(cache.only_builder(path))
+        locks.enter_context(only_builder(path))
         if path.exists() and not force:
             return False
         if extraction is not None:  # builders of other caches may write this spool, too
-            locks.enter_context(cache.only_builder(folder))
-        with _Spool(folder, extraction or fingerprint, fresh=force) as spool:
+            locks.enter_context(only_builder(folder))
+        with Spool(folder, extraction or fingerprint, fresh=force) as spool:
             kept = _fill(spool, items, extract, workers=workers, damaged=damaged, progress=progress)
 
             def write(file: h5py.File) -> None:
@@ -188,178 +172,8 @@ class _Damage(NamedTuple):
     reason: str
 
 
-class _Record(NamedTuple):
-    """A line of the journal."""
-
-    key: str
-    size: int
-    """Bytes of the source file."""
-    rows: int
-    width: int
-    offset: int
-    """Bytes from the beginning of values.bin."""
-    crc32: int
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * self.rows * self.width
-
-
-class _Spool:
-    """What was extracted so far, on the disk. The caller holds a lock."""
-
-    def __init__(self, folder: Path, of: str, *, fresh: bool) -> None:
-        self._folder = folder
-        self._values_path, self._journal_path = folder / "values.bin", folder / "journal.jsonl"
-        self._header = json.dumps({"spool": _SPOOL_FORMAT, "of": of}).encode() + b"\n"
-        self.records: dict[str, _Record] = {}
-        make_folder(folder)
-        try:
-            end = 0 if fresh else self._recover()
-            self._values = self._values_path.open("r+b" if end else "wb", buffering=0)
-            self._journal = self._journal_path.open("r+b" if end else "wb", buffering=0)
-            self._journal.truncate(end)
-            self._journal.seek(end)
-            self._end = self._values.seek(0, os.SEEK_END)
-            if not end:
-                _write_all(self._journal, self._header)
-        except OSError as error:
-            raise resource_error(error, folder) from None
-        self._synced = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._values.close()
-        self._journal.close()
-
-    def _recover(self) -> int:
-        """Read the records that are confirmed; return where the journal's last whole line ends."""
-        try:
-            with self._journal_path.open("rb") as journal, self._values_path.open("rb") as values:
-                if journal.readline() != self._header:
-                    return 0
-                end = journal.tell()
-                for line in journal:
-                    record = _parse(line)
-                    if record is None:
-                        break
-                    end += len(line)
-                    if _content(values, record) is not None:
-                        self.records[record.key] = record
-                return end
-        except FileNotFoundError:
-            return 0
-
-    def add(self, key: str, size: int, values: Values) -> None:
-        """Append what came of one file.
-
-        Raises:
-            ResourceError: the disk is full.
-        """
-        other = next(iter(self.records.values()), None)
-        if other is not None and other.width != values.shape[1]:
-            raise ValueError(f"{key}: {values.shape[1]} features a step, where {other.key} has {other.width}")
-        content = np.ascontiguousarray(values, dtype="<f4").tobytes()
-        record = _Record(key, size, len(values), values.shape[1], self._end, zlib.crc32(content))
-        try:
-            _write_all(self._values, content)
-            _write_all(self._journal, json.dumps(record._asdict()).encode() + b"\n")
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                self.sync()
-        except OSError as error:
-            raise resource_error(error, self._folder) from None
-        self._end += len(content)
-        self.records[key] = record
-
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        try:
-            os.fsync(self._values.fileno())
-            os.fsync(self._journal.fileno())
-        except OSError as error:
-            raise resource_error(error, self._folder) from None
-        self._synced = time.monotonic()
-
-    def blocks(self, keys: Sequence[str], progress: Progress | None) -> Iterator[Values]:
-        """Give the values of these files, (S, F) a block, cut in the same places however they lie on the disk."""
-        report = _Report(progress, "write the cache", len(keys))
-        parts: list[bytes] = []
-        size = 0
-        with self._values_path.open("rb") as values:
-            for done, key in enumerate(keys, 1):
-                record = self.records[key]
-                content = _content(values, record)
-                if content is None:
-                    raise IntegrityError(
-                        f"{self._values_path}: changed on the disk; run again to read anew what is lost"
-                    )
-                parts.append(content)
-                size += len(content)
-                if done == len(keys) or size >= _BLOCK_BYTES:
-                    yield np.frombuffer(b"".join(parts), dtype="<f4").reshape(-1, record.width)
-                    parts, size = [], 0
-                report(done)
-
-    def remove(self) -> None:
-        """Delete it; a cache is in its place now."""
-        try:
-            self._values_path.unlink()
-            self._journal_path.unlink()
-            self._folder.rmdir()
-        except OSError as error:
-            raise resource_error(error, self._folder) from None
-
-
-def _parse(line: bytes) -> _Record | None:
-    """Read a line of the journal; None where it is cut short or no record."""
-    try:
-        content = json.loads(line)
-        record = _Record(**content)
-    except (ValueError, TypeError):
-        return None
-    numbers = all(isinstance(number, int) and number >= 0 for number in record[1:])
-    return record if line.endswith(b"\n") and isinstance(record.key, str) and numbers else None
-
-
-def _content(values: BinaryIO, record: _Record) -> bytes | None:
-    """Read what a record describes; None where it is not what was written."""
-    if record.offset + record.nbytes > os.fstat(values.fileno()).st_size:
-        return None
-    values.seek(record.offset)
-    content = values.read(record.nbytes)
-    return content if zlib.crc32(content) == record.crc32 else None
-
-
-def _write_all(stream: io.FileIO, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[stream.write(view) :]
-
-
-class _Report:
-    """Calls ``progress`` at the beginning, at the end, and not too often between."""
-
-    def __init__(self, progress: Progress | None, what: str, total: int) -> None:
-        self._progress, self._what, self._total = progress, what, total
-        self._done, self._next = 0, 0.0
-        self(0)
-
-    def __call__(self, done: int) -> None:
-        self._done = done
-        self.again()
-
-    def again(self) -> None:
-        """Show that the process is alive, though nothing is new."""
-        now = time.monotonic()
-        if self._progress is not None and (now >= self._next or self._done == self._total):
-            self._progress(self._what, self._done, self._total)
-            self._next = now + _PROGRESS_SECONDS
-
-
 def _fill(
-    spool: _Spool,
+    spool: Spool,
     items: Sequence[Item],
     extract: Extract,
     *,
@@ -370,7 +184,7 @@ def _fill(
     """Extract what the spool lacks; return the indices of the items that it then holds."""
     todo, faults = _missing(spool, items)
     good = len(items) - len(todo) - len(faults)
-    report = _Report(progress, "read files", len(items))
+    report = Report(progress, "read files", len(items))
     with contextlib.closing(_extracted(extract, todo, _processes(workers, todo), report.again)) as results:
         for task, values in results:
             if isinstance(values, _Damage):
@@ -387,7 +201,7 @@ def _fill(
     return np.array([index for index in range(len(items)) if index not in faults], dtype=np.int64)
 
 
-def _missing(spool: _Spool, items: Sequence[Item]) -> tuple[list[_Todo], dict[int, str]]:
+def _missing(spool: Spool, items: Sequence[Item]) -> tuple[list[_Todo], dict[int, str]]:
     """Return the files whose values the spool does not hold, and the reasons why some cannot be looked at."""
     todo: list[_Todo] = []
     faults: dict[int, str] = {}
@@ -452,7 +266,7 @@ def _landed(
 ) -> Iterator[tuple[_Todo, Values | _Damage]]:
     while True:
         try:
-            results = future.result(timeout=_PROGRESS_SECONDS)
+            results = future.result(timeout=PROGRESS_SECONDS)
         except TimeoutError:
             waiting()
         except BrokenProcessPool:

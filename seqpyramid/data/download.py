@@ -18,16 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from filelock import FileLock
-
+from seqpyramid.data.locks import only_builder
+from seqpyramid.data.progress import Progress
 from seqpyramid.errors import DataError, ResourceError
-from seqpyramid.rundir import make_folder, resource_error, write_json
+from seqpyramid.rundir import resource_error, write_json
 
 # urllib and not requests (nor pooch, which is built on it): a file ending in .gz must arrive as it is stored, and
 # requests unpacks what a server labels "Content-Encoding: gzip"; proxies and the system's certificates work in both.
-
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``, in bytes."""
 
 _CHUNK_BYTES = 2**18
 _PROGRESS_BYTES = 2**22
@@ -75,8 +72,7 @@ def fetch(
             next time unless its hash is wrong.
         ResourceError: the disk is full (what has come is kept) or the folder cannot be written.
     """
-    make_folder(path.parent)
-    with _locked(path):
+    with only_builder(path):
         if path.exists():
             return
         part = _Part(path, expected, size)
@@ -330,16 +326,3 @@ def _hash(path: Path, algorithm: Literal["sha256", "md5"], progress: Progress | 
             f"{path}: cannot be read ({error.strerror}); mend that, or name the folder of another copy with --source"
         ) from None
     return Hash(algorithm, digest.hexdigest())
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise resource_error(error, path) from None
-    try:
-        yield
-    finally:
-        lock.release()

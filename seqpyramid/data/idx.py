@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqpyramid.data import catalogue
-from seqpyramid.data.download import Progress
+from seqpyramid.data.progress import Progress
 from seqpyramid.errors import DataError
 
 Images = Literal["mnist", "fashion_mnist"]

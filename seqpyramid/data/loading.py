@@ -15,6 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from seqpyramid.contracts import Batch
 
+IGNORED = -1
+"""Target of a step that is not scored: padding, or what is read for its context alone."""
+
 
 class Example(NamedTuple):
     """One sequence and its target."""
@@ -34,6 +37,20 @@ def collate(examples: list[Example]) -> Batch:
         x=pad_sequence([e.x for e in examples], batch_first=True),
         lengths=torch.tensor([len(e.x) for e in examples]),
         y=torch.stack([e.y for e in examples]),
+    )
+
+
+def collate_steps(examples: list[Example], *, padding: float = 0.0) -> Batch:
+    """Pad examples whose targets are one a step; ``padding`` stands past the end of the targets.
+
+    >>> both = [Example(torch.ones(n, 1), torch.ones(n)) for n in (1, 2)]
+    >>> collate_steps(both, padding=IGNORED).y.tolist()
+    [[1.0, -1.0], [1.0, 1.0]]
+    """
+    return Batch(
+        x=pad_sequence([e.x for e in examples], batch_first=True),
+        lengths=torch.tensor([len(e.x) for e in examples]),
+        y=pad_sequence([e.y for e in examples], batch_first=True, padding_value=padding),
     )
 
 

@@ -78,6 +78,24 @@ class SetFiles:
     """Files in the class folders that were passed over; csv only."""
 
 
+def split_of(where: str, word: str) -> Split | None:
+    """Understand the word for a split; an empty one is None.
+
+    Raises:
+        DataError: it is no word for a split; ``where`` begins the sentence.
+    """
+    if not word:
+        return None
+    split = SPLIT_WORDS.get(word.lower())
+    if split is None:
+        shown = repr(word if len(word) <= 40 else f"{word[:37]}...")
+        raise DataError(
+            f"{where}: unknown split {shown}{near_miss(word.lower()[:40], SPLIT_WORDS)}; "
+            "write train, validation or test, or nothing"
+        )
+    return split
+
+
 def read_manifest(csv_path: Path) -> list[Entry]:
     """Read a manifest; see the module's docstring. Entries come in the order of its lines.
 
@@ -314,15 +332,10 @@ def _entry(where: str, folder: Path, fields: dict[str, str]) -> Entry:
         ) from None
     if not there:
         raise DataError(f"{where}: no file {path}; mend the path, which is relative to the manifest's folder")
-    word = fields.get("split", "").lower()
-    if word and word not in SPLIT_WORDS:
-        raise DataError(
-            f"{where}: unknown split {word!r}{near_miss(word, SPLIT_WORDS)}; "
-            "write train, validation or test, or nothing"
-        )
+    split = split_of(where, fields.get("split", ""))
     if "group" in fields and not fields["group"]:
         raise DataError(f"{where}: the group is empty; fill it in, or leave the whole column out")
-    return Entry(path, fields["label"], SPLIT_WORDS[word] if word else None, fields.get("group"))
+    return Entry(path, fields["label"], split, fields.get("group"))
 
 
 def _walk(root: Path, suffixes: Collection[str]) -> tuple[list[Entry], list[Path]]:

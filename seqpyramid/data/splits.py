@@ -45,6 +45,19 @@ def head(train_file: int, test_file: int, validation: int) -> Splits:
     }
 
 
+def consecutive(sizes: Mapping[Split, int]) -> Splits:
+    """Number the examples through, one split behind the other, as data is that was generated for each.
+
+    >>> {name: indices.tolist() for name, indices in consecutive({"train": 2, "validation": 1, "test": 2}).items()}
+    {'train': [0, 1], 'validation': [2], 'test': [3, 4]}
+    """
+    ends = np.cumsum([sizes[name] for name in SPLITS]).tolist()
+    return {
+        name: np.arange(end - sizes[name], end, dtype=np.int64)
+        for name, end in zip(SPLITS, ends, strict=True)
+    }
+
+
 def random(examples: int, proportions: Proportions, *, seed: int) -> Splits:
     """Shuffle all examples with numpy's PCG64 of this seed and cut them in proportion.
 

@@ -28,23 +28,22 @@ import codecs
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqpyramid.contracts import SPLITS, Split
 from seqpyramid.data.catalogue import missing, obtain
+from seqpyramid.data.progress import Progress
 from seqpyramid.errors import DataError
 
 EndOfLine = Literal["per_line", "none"]
 Units = Literal["characters", "bytes"]
 Wikipedia = Literal["text8", "enwik8"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -384,13 +383,9 @@ def read_whole(path: Path, at_most: int) -> bytes:
     """
     try:
         with path.open("rb") as stream:
-            return _bounded(stream, at_most)
+            return stream.read(at_most + 1)
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def _bounded(stream: IO[bytes], at_most: int) -> bytes:
-    return stream.read(at_most + 1)
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

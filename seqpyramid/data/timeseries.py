@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqpyramid.contracts import Split
-from seqpyramid.data.manifest import SPLIT_WORDS
 from seqpyramid.errors import DataError
 from seqpyramid.registry import near_miss
 
@@ -210,22 +209,6 @@ def plain_label(text: str) -> str:
     except ValueError:
         return text
     return str(int(value)) if math.isfinite(value) and value == int(value) and abs(value) < 2**53 else text
-
-
-def split_of(where: str, word: str) -> Split | None:
-    """Understand the word for a split; an empty one is None.
-
-    Raises:
-        DataError: it is no word for a split.
-    """
-    if not word:
-        return None
-    if word.lower() not in SPLIT_WORDS:
-        raise DataError(
-            f"{where}: unknown split {_short(word)}{near_miss(word.lower(), SPLIT_WORDS)}; "
-            "write train, validation or test"
-        )
-    return SPLIT_WORDS[word.lower()]
 
 
 def _parse(where: str, text: str, separator: str, missing: tuple[str, ...]) -> NDArray[np.float64]:

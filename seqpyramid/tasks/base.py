@@ -7,20 +7,23 @@ Shapes: B batch, T time steps, F input features, K outputs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Generator, Tensor
 
 from seqpyramid.contracts import Batch, Model, ModelOutput, Needs, Selection, Split, TaskSpec
 from seqpyramid.data.loading import Dataset, Example, collate
+from seqpyramid.data.progress import Progress as Progress
 from seqpyramid.errors import DataError
 
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``, called while a cache is built."""
+Share = Annotated[int, Field(gt=0, le=10**6)]
+"""Of a split, as a whole number: papers print 7:1:2."""
+Damaged = Literal["refuse", "skip"]
+"""Whether a damaged file ends the preparation or is left out."""
 
 
 @dataclass(frozen=True)

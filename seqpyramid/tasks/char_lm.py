@@ -1,32 +1,24 @@
-r"""Character language models: say the next character at every step of a long text.
+"""Character language models: say the next character at every step of a long text.
 
 Sources: Chung, Ahn, Bengio, "Hierarchical Multiscale Recurrent Neural Networks", ICLR 2017, section 4.1 (Penn Treebank,
 text8, enwik8; windows of 100 steps, the state carried from one to the next); Chang et al., "Dilated Recurrent Neural
-Networks", NIPS 2017, section 4.3; Bengio, Vinyals, Jaitly, Shazeer, "Scheduled Sampling for Sequence Prediction with
-Recurrent Neural Networks", NIPS 2015, section 2.4. The texts and their versions are in :mod:`seqpyramid.data.text`.
+Networks", NIPS 2017, section 4.3. The texts and their versions are in :mod:`seqpyramid.data.text`.
 
 The loss is the mean of -ln p(x_{t+1} | x_1 .. x_t), in nats; ``bpc`` is the same in bits, for bytes a byte.
 
-*Streams.* The N - 1 predictions of a split are cut into B contiguous streams whose lengths differ by one at most. Batch
-k holds window k of each stream, always in the same order, so that the state of one batch fits the next; the last
-windows take what is left. Streams begin with the zero state. In training B is the batch size, and every epoch has the
-same order. An evaluation has ``evaluation_streams`` whatever the batch size, so the score depends on it by the few
-steps after each start (1: the whole split in one stream, as slow as the text is long).
+*Streams* (:mod:`seqpyramid.data.streams`) begin with the zero state. In training there are as many as the batch size
+says, in the same order in every epoch. An evaluation has ``evaluation_streams`` whatever the batch size, so the score
+depends on it by the few steps after each start (1: the whole split in one stream, as slow as the text is long).
 
 *Without carried state* (``carry_state: false``, for models that cannot) windows are examples by themselves, shuffled in
 training, and each begins with the zero state. ``context`` lets a model read so many symbols in front of a window,
 whose predictions are not scored.
 
-*Scheduled sampling* (``feeding: scheduled``), in training alone: each input is, with probability e, the text's, and
-otherwise a draw from what the model answered one step before (across windows, too). Every input is decided by itself.
-With i the optimiser step or the epoch (``schedule.per``), counted from 0:
-
-.. math:: e_i = \max(\epsilon, k - c\, i) \;\text{(linear)}, \qquad e_i = k^i \;\text{(exponential)}, \qquad
-    e_i = k / (k + e^{i / k}) \;\text{(inverse sigmoid)}
+*Scheduled sampling* (``feeding: scheduled``, :mod:`seqpyramid.tasks.scheduled_sampling`) is for training alone.
 
 Not established, and what was chosen: the symbols are those of all three splits, and how often one is met that training
-never saw is recorded (``details``), not refused; e counts optimiser steps unless ``per`` says otherwise; text that a
-model goes on with by itself starts, without a prime, behind an end of line, else behind a space.
+never saw is recorded (``details``), not refused; text that a model goes on with by itself
+(:mod:`seqpyramid.tasks.text_writer`) starts, without a prime, behind an end of line, else behind a space.
 
 Shapes: N symbols, V different symbols, B streams or windows, T steps of a window.
 """
@@ -35,13 +27,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from seqpyramid.contracts import (
@@ -56,9 +48,10 @@ from seqpyramid.contracts import (
     TaskSpec,
 )
 from seqpyramid.data import cache, text
-from seqpyramid.data.loading import Dataset, Example, shuffled
+from seqpyramid.data.loading import IGNORED, Example, collate_steps
+from seqpyramid.data.streams import TextDataset
 from seqpyramid.data.text import EndOfLine, Units
-from seqpyramid.errors import DataError, IntegrityError, UserError
+from seqpyramid.errors import DataError, IntegrityError
 from seqpyramid.tasks.base import (
     DataPlace,
     Drawn,
@@ -67,71 +60,21 @@ from seqpyramid.tasks.base import (
     Prepared,
     Progress,
     Request,
+    Share,
     TaskConfig,
 )
-from seqpyramid.tasks.metrics import IGNORED, SymbolMetrics, majority, symbol_cross_entropy
+from seqpyramid.tasks.metrics import SymbolMetrics, majority, symbol_cross_entropy
+from seqpyramid.tasks.scheduled_sampling import Schedule, ScheduledSampling
+from seqpyramid.tasks.text_writer import Alphabet, go_on
 
 CorpusName = Literal["ptb", "text8", "enwik8", "file"]
 Feeding = Literal["teacher", "scheduled"]
-Per = Literal["step", "epoch"]
-Share = Annotated[int, Field(gt=0, le=10**6, strict=True)]
 
 PROPORTIONS = (90, 5, 5)
 """Of text8 and enwik8."""
-END_OF_LINE = "\n"
 _LAYOUT = 1
 """Raised when what :meth:`CharLM.prepare` stores changes."""
 _COUNT_BLOCK = 2**22
-
-
-class _Schedule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    per: Per = Field(default="step", description="what i counts: optimiser steps or epochs")
-
-
-class Linear(_Schedule):
-    """e falls by c each time, from k to a floor."""
-
-    name: Literal["linear"] = "linear"
-    k: float = Field(default=1.0, ge=0, le=1, description="k, probability of the text's symbol at the start")
-    c: float = Field(gt=0, le=1, description="c, by how much it falls each time")
-    floor: float = Field(default=0.0, ge=0, le=1, description="epsilon, where the fall ends")
-
-    @model_validator(mode="after")
-    def _falls(self) -> Self:
-        if self.floor > self.k:
-            raise ValueError(f"floor {self.floor:g} lies above the start, k {self.k:g}; lower it")
-        return self
-
-    def truth(self, i: int) -> float:
-        """Return e_i."""
-        return max(self.floor, self.k - self.c * i)
-
-
-class Exponential(_Schedule):
-    """e is k to the power of i."""
-
-    name: Literal["exponential"] = "exponential"
-    k: float = Field(gt=0, lt=1, description="k, what e is multiplied by each time")
-
-    def truth(self, i: int) -> float:
-        """Return e_i."""
-        return math.exp(i * math.log(self.k))  # underflows to 0, where a power of floats may raise
-
-
-class InverseSigmoid(_Schedule):
-    """e stays near 1, then falls about i = k ln k, then nears 0."""
-
-    name: Literal["inverse_sigmoid"] = "inverse_sigmoid"
-    k: float = Field(ge=1, description="k, how long the fall takes")
-
-    def truth(self, i: int) -> float:
-        """Return e_i."""
-        return 1 / (1 + math.exp(min(i / self.k - math.log(self.k), 700.0)))  # e^700 is finite, e^710 is not
-
-
-Schedule = Annotated[Linear | Exponential | InverseSigmoid, Field(discriminator="name")]
 
 
 class CharLMConfig(TaskConfig):
@@ -272,14 +215,14 @@ class CharLM(Generative):
         carry_state: bool,
         context: int,
         evaluation_streams: int,
-        schedule: Linear | Exponential | InverseSigmoid | None,
+        schedule: Schedule | None,
         limits: dict[Split, int | None],
     ) -> None:
         self._corpus, self._path, self._eos, self._units = corpus, path, eos, units
         self._proportions, self._limits = tuple(proportions), limits
         self._window, self._carry_state, self._context = window, carry_state, context
         self._evaluation_streams = evaluation_streams
-        self._schedule, self._truth = schedule, 1.0
+        self._feeding = None if schedule is None else ScheduledSampling(schedule)
         self._symbols: tuple[int, ...] | None = None
         self._text: _Text | None = None
 
@@ -413,7 +356,7 @@ class CharLM(Generative):
             begin = end
         return bounds
 
-    def dataset(self, split: Split) -> "TextDataset":
+    def dataset(self, split: Split) -> TextDataset:
         """Return one split; x is (T, V) one-hot, y (T,) the symbols that come next."""
         if self._text is None or self._symbols is None:
             raise RuntimeError("call prepare before dataset")
@@ -430,62 +373,20 @@ class CharLM(Generative):
 
     def collate(self, examples: list[Example]) -> Batch:
         """Pad some windows to one length; what is padded is not scored."""
-        padded = torch.nn.utils.rnn.pad_sequence
-        return Batch(
-            x=padded([example.x for example in examples], batch_first=True),
-            lengths=torch.tensor([len(example.x) for example in examples]),
-            y=padded([example.y for example in examples], batch_first=True, padding_value=IGNORED),
-        )
+        return collate_steps(examples, padding=IGNORED)
 
     # --- training ------------------------------------------------------------------------------------------------
 
     def set_progress(self, epoch: int, step: int) -> None:
         """Set e of scheduled sampling."""
-        if self._schedule is not None:
-            self._truth = self._schedule.truth(step if self._schedule.per == "step" else epoch)
+        if self._feeding is not None:
+            self._feeding.set_progress(epoch, step)
 
     def run(self, model: Model, batch: Batch, state: Any) -> ModelOutput:
-        """Show the batch to the model; while it trains under a schedule, with its own draws among the inputs.
-
-        The state is then the model's and, beside it, a draw (B,) from its last answer, the next window's first input.
-        """
-        if self._schedule is None or not model.training:
+        """Show the batch to the model; while it trains under a schedule, with its own draws among the inputs."""
+        if self._feeding is None or not model.training:
             return model(batch.x, batch.lengths, state)
-        inner, own = (None, None) if state is None else state
-        if self._truth >= 1:
-            output = model(batch.x, batch.lengths, inner)
-            rows = torch.arange(len(batch.x), device=batch.x.device)
-            last = output.outputs[rows, (batch.lengths - 1).to(batch.x.device)]
-            return output._replace(state=(output.state, draw(last)))
-        return self._run_with_own_draws(model, batch.x, inner, own)
-
-    def _run_with_own_draws(self, model: Model, x: Tensor, state: Any, own: Tensor | None) -> ModelOutput:
-        """Step by step over x (B, T, V).
-
-        All rows take T steps: windows differ in length only at an epoch's end, where the state is dropped.
-        """
-        one = torch.ones(len(x), dtype=torch.int64)
-        found: list[ModelOutput] = []
-        for x_t in x.unbind(1):
-            if own is not None:
-                true = torch.rand(len(x), device=x.device) < self._truth
-                x_t = torch.where(true[:, None], x_t, one_hot(own, x.shape[2]))
-            output = model(x_t[:, None], one, state)
-            found.append(output)
-            state, own = output.state, draw(output.outputs[:, 0])
-        losses = [output.aux_loss for output in found if output.aux_loss is not None]
-        steps = [output.steps for output in found if output.steps is not None]
-        return ModelOutput(
-            outputs=torch.cat([output.outputs for output in found], dim=1),
-            summary=found[-1].summary,
-            steps=torch.cat(steps, dim=1) if steps else None,
-            state=(state, own),
-            aux_loss=torch.stack(losses).mean() if losses else None,
-            diagnostics={
-                name: torch.stack([output.diagnostics[name] for output in found]).mean()
-                for name in found[-1].diagnostics
-            },
-        )
+        return self._feeding.run(model, batch, state)
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy in nats of the scored steps."""
@@ -523,207 +424,22 @@ class CharLM(Generative):
         self._symbols = tuple(symbols)
 
     def generate(self, model: Model, request: Request) -> list[Drawn]:
-        """Let the model go on behind ``prime``, each step from its own last draw; the text begins with the prime.
+        """Let the model go on behind ``prime``: see :func:`seqpyramid.tasks.text_writer.go_on`.
 
-        A model that carries no state reads the last ``window + context`` symbols anew at each step. ``stop`` is one
-        symbol, or ``eos`` for an end of line; it is left out of the text.
-
-        Raises:
-            UserError: the prime or the stop has a character that the text never had.
+        A model that carries no state reads as much at each step as it did in training, ``window + context`` symbols.
         """
-        symbols, device = self._known(), request.generator.device
-        prime = self._encode(request.prime, "the prime")
-        stop = None if request.stop is None else self._stop(request.stop)
-        codes = torch.tensor(prime or [self._start()], device=device).expand(request.count, -1)
-        going = torch.ones(request.count, dtype=torch.bool, device=device)
-        lengths = torch.full((request.count,), request.steps)
-        drawn = torch.empty((request.count, 0), dtype=torch.int64, device=device)
-        state = None
-        with torch.inference_mode():
-            for step in range(request.steps):
-                read = codes if self._carry_state else codes[:, -(self._window + self._context) :]
-                output = model(one_hot(read, len(symbols)), None, state)
-                new = draw(
-                    output.outputs[:, -1], temperature=request.temperature, generator=request.generator
-                )
-                drawn = torch.cat([drawn, new[:, None]], dim=1)
-                if stop is not None:
-                    lengths[((new == stop) & going).cpu()] = step
-                    going &= new != stop
-                    if not going.any():
-                        break
-                state = output.state if self._carry_state else None
-                codes = new[:, None] if self._carry_state else torch.cat([codes, new[:, None]], dim=1)
-        return [
-            Drawn(request.prime + self._decode(row[:length]), length, not on)
-            for row, length, on in zip(drawn.tolist(), lengths.tolist(), going.tolist(), strict=True)
-        ]
+        return go_on(
+            model,
+            Alphabet(self._known(), self._units),
+            request,
+            carry_state=self._carry_state,
+            read_most=self._window + self._context,
+        )
 
     def _known(self) -> tuple[int, ...]:
         if self._symbols is None:
             raise RuntimeError("call prepare or recall first")
         return self._symbols
-
-    def _values(self, written: str) -> list[int]:
-        return list(written.encode()) if self._units == "bytes" else [ord(letter) for letter in written]
-
-    def _encode(self, written: str, what: str) -> list[int]:
-        codes = {symbol: code for code, symbol in enumerate(self._known())}
-        values = self._values(written)
-        for value in values:
-            if value not in codes:
-                shown = f"byte {value}" if self._units == "bytes" else repr(chr(value))
-                raise UserError(
-                    f"{what} has {shown}, which is none of the {len(codes)} symbols of this model's text; "
-                    f"use {self._alphabet()}"
-                )
-        return [codes[value] for value in values]
-
-    def _alphabet(self) -> str:
-        """Some of the symbols, for a message."""
-        shown = "".join(chr(s) for s in self._known() if s < 0x7F and chr(s).isprintable())
-        return f"characters like {shown[:100]!r}" if shown else "others"
-
-    def _stop(self, written: str) -> int:
-        codes = self._encode(END_OF_LINE if written in ("eos", "\\n") else written, "the stop symbol")
-        if len(codes) != 1:
-            raise UserError(
-                f"the stop symbol is {len(codes)} symbols long; give one, or eos for an end of line"
-            )
-        return codes[0]
-
-    def _start(self) -> int:
-        """What an unprimed text goes on behind."""
-        symbols = self._known()
-        return next((symbols.index(ord(c)) for c in (END_OF_LINE, " ") if ord(c) in symbols), 0)
-
-    def _decode(self, codes: Sequence[int]) -> str:
-        values = [self._known()[code] for code in codes]
-        if self._units == "bytes":
-            return bytes(values).decode(errors="replace")
-        return "".join(map(chr, values))
-
-
-class TextDataset(Dataset):
-    """The predictions of one split: number i reads symbol i and says symbol i + 1.
-
-    A row of a plan is (start, length), one window; a plain index is the window of one step there.
-
-    Args:
-        codes: (N,) the split's symbols, any integer type.
-        symbols: V.
-        window: T.
-        streams: contiguous streams of an evaluation; None: windows are independent, and shuffled in training.
-        context: steps in front of an independent window that are read and not scored.
-    """
-
-    def __init__(
-        self, codes: Tensor, symbols: int, *, window: int, streams: int | None, context: int
-    ) -> None:
-        self._codes, self._symbols = codes, symbols
-        self._window, self._streams, self._context = window, streams, context
-
-    def __len__(self) -> int:
-        return len(self._codes) - 1
-
-    def __getitem__(self, index: int) -> Example:
-        batch = self.batch(torch.tensor([index]))
-        return Example(batch.x[0], batch.y[0])
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Gather in one stroke: indices (B, 2) of a plan or (B,); x (B, T, V), y (B, T), one-hot only here."""
-        if indices.ndim == 2:
-            starts, scored = indices.unbind(1)
-            first = (starts - self._context).clamp(min=0)
-        else:
-            starts = first = indices
-            scored = torch.ones_like(indices)
-        before = starts - first
-        lengths = before + scored
-        t = torch.arange(int(lengths.max()))
-        valid = t < lengths[:, None]
-        at = (first[:, None] + t).clamp(max=len(self) - 1)
-        asked = (valid & (t >= before[:, None])).to(self._codes.device)
-        at = at.to(self._codes.device)
-        x = one_hot(self._codes[at].long(), self._symbols) * valid.to(self._codes.device)[..., None]
-        y = self._codes[at + 1].long().masked_fill(~asked, IGNORED)
-        return Batch(x, lengths, y)
-
-    def plan(self, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[Tensor]:
-        """Return one epoch's batches, (B, 2) rows of start and length each.
-
-        With streams, training has ``batch_size`` of them in one order for all epochs, and an evaluation (not
-        shuffled) has its own number.
-        """
-        if self._streams is not None:
-            return contiguous(len(self), batch_size if shuffle else self._streams, self._window)
-        starts = torch.arange(0, len(self), self._window)
-        rows = torch.stack([starts, (len(self) - starts).clamp(max=self._window)], dim=1)
-        if shuffle:
-            rows = rows[shuffled(len(rows), seed=seed, epoch=epoch)]
-        return list(torch.split(rows, batch_size))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the codes."""
-        return self._codes.nbytes
-
-    def to(self, device: torch.device) -> "TextDataset":
-        """Hold the codes on ``device``."""
-        return TextDataset(
-            self._codes.to(device),
-            self._symbols,
-            window=self._window,
-            streams=self._streams,
-            context=self._context,
-        )
-
-
-def contiguous(predictions: int, streams: int, window: int) -> list[Tensor]:
-    """Cut so many predictions into contiguous streams and these into windows: batches of (start, length) rows.
-
-    The longer streams, by one, come first; their last window is longer by one. Fewer predictions than streams make
-    as many streams of one.
-
-    >>> [rows.tolist() for rows in contiguous(9, 2, 2)]
-    [[[0, 2], [5, 2]], [[2, 3], [7, 2]]]
-    """
-    streams = min(streams, predictions)
-    shortest, longer = divmod(predictions, streams)
-    b = torch.arange(streams)
-    starts = b * shortest + b.clamp(max=longer)
-    batches = []
-    for done in range(0, shortest, window):
-        lengths = torch.full((streams,), min(window, shortest - done))
-        if done + window >= shortest:
-            lengths += b < longer
-        batches.append(torch.stack([starts + done, lengths], dim=1))
-    return batches
-
-
-def one_hot(codes: Tensor, symbols: int) -> Tensor:
-    """(...) int64 -> (..., V) float32.
-
-    >>> one_hot(torch.tensor([2, 0]), 3).tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    """
-    zeros = torch.zeros(*codes.shape, symbols, device=codes.device)
-    return zeros.scatter_(-1, codes.unsqueeze(-1), 1.0)
-
-
-def draw(logits: Tensor, *, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a symbol for each row of logits (B, V); temperature 0 takes the likeliest.
-
-    Returns:
-        (B,) int64, without a gradient.
-    """
-    logits = logits.detach()
-    if temperature == 0:
-        return logits.argmax(dim=1)
-    logits = logits.double()
-    # the likeliest at 0, so that a small temperature drives the others to minus infinity and nothing to plus
-    probabilities = ((logits - logits.amax(dim=1, keepdim=True)) / temperature).softmax(dim=1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
 
 def _build(

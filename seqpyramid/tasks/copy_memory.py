@@ -152,18 +152,12 @@ class CopyMemory(Task):
         built = cache.build(path, self._fingerprint, write, force=force)
         cache.open_checked(path, self._fingerprint).close()
         self._cache = path
-        ends = np.cumsum([self._sizes[name] for name in SPLITS])
         return Prepared(
             path=path,
             fingerprint=self._fingerprint,
             built=built,
             splits={name: self._sizes[name] for name in SPLITS},
-            split_hash=splits.split_hash(
-                {
-                    name: np.arange(end - self._sizes[name], end, dtype=np.int64)
-                    for name, end in zip(SPLITS, ends, strict=True)
-                }
-            ),
+            split_hash=splits.split_hash(splits.consecutive(self._sizes)),
             details={
                 "length": self._length,
                 "loss_over": self._loss_over,

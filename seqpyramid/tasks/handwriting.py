@@ -3,21 +3,14 @@ r"""On-line handwriting: predict the next pen position of a line of IAM-OnDB, an
 Sources: Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, Sec. 4 (the task, and the
 mixture density in :mod:`seqpyramid.tasks.mixture_density`); Chung, Ahn, Bengio, "Hierarchical Multiscale Recurrent
 Neural Networks", ICLR 2017, arXiv:1609.01704v7, Sec. 4.2 and Table 3 (lines below 300 points dropped, coordinates
-standardised by the training split); Goodfellow, Bengio, Courville, "Deep Learning", Sec. 10.2.3 (``ending``).
+standardised by the training split).
 
 A line of P points is P rows (x, y, pen): the move from the last point, and 1 where a stroke ends. The first row is no
 move: (0, 0, pen). The model reads a row and answers with the density of the next; the first row is given, so nothing
 is predicted of it. x and y are standardised by mean and deviation of the training rows but the first ones; pen is not.
 
-How a line ends, ``ending``:
-
-* ``none``: nobody asks. P - 1 steps; a new line goes on until it is cut.
-* ``end_symbol``: pen is one of three outcomes, and the third, "end", is appended to the line. P steps, one output more.
-* ``halt``: at each step first a coin of its own is tossed, whether the line is over. P steps, one output more.
-* ``length``: before the first move the model says how many are to come, n = P - 1, and from then on reads how many
-  remain (divided by the training split's mean; 0 at the first step). Of n it answers a negative binomial, mean
-  :math:`\bar{n} e^{o_1}` with the training split's mean :math:`\bar{n}`, and dispersion :math:`e^{o_2}` kept between
-  e**-5 and e**10: a Poisson distribution, with one output less, could not be as wide as the lengths of real lines.
+How a line ends (``ending``) is told in :mod:`seqpyramid.tasks.line_density`, and the writing of new lines is done in
+:mod:`seqpyramid.tasks.pen_writer`.
 
 Log-likelihoods are of standardised rows, in nats, with the terms of the ending.
 
@@ -41,10 +34,9 @@ Shapes: B batch, T steps, F = 3 features (4 with ``length``), K = 6M + 1 outputs
 ``halt``, two with ``length``).
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import h5py
 import numpy as np
@@ -52,14 +44,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional as nnf
 
 from seqpyramid.contracts import SPLITS, Batch, Model, Needs, Selection, Split, TaskSpec
 from seqpyramid.data import cache, catalogue, splits, strokes
-from seqpyramid.data.loading import Dataset, Example
-from seqpyramid.errors import DataError, DivergedError, IntegrityError, UserError
-from seqpyramid.tasks import mixture_density
+from seqpyramid.data.loading import Dataset, Example, collate_steps
+from seqpyramid.data.pen_lines import END, Lines
+from seqpyramid.errors import DataError, IntegrityError, UserError
 from seqpyramid.tasks.base import (
+    Damaged,
     DataPlace,
     Drawn,
     Generative,
@@ -69,22 +61,16 @@ from seqpyramid.tasks.base import (
     Request,
     TaskConfig,
 )
+from seqpyramid.tasks.line_density import Ending, LikelihoodMetrics, LineDensity, LossPer
+from seqpyramid.tasks.pen_writer import Coordinates, PenWriter, Scale, parsed
 
-Coordinates = Literal["offsets", "positions"]
-Ending = Literal["none", "end_symbol", "halt", "length"]
 NamedSplit = Literal["forms", "lines", "iam_ondb_t1"]
 SecondValidation = Literal["left_out", "train", "validation"]
-LossPer = Literal["step", "sequence"]
-Damaged = Literal["refuse", "leave_out"]
 
 PROPORTIONS = (18, 1, 1)
-END = 2
-"""In the pen column of a target: the line is over."""
 
 _LAYOUT = 1
 """Raised when what :meth:`Handwriting.prepare` stores changes."""
-_EXTRA_OUTPUTS: dict[Ending, int] = {"none": 0, "end_symbol": 1, "halt": 1, "length": 2}
-_LOG_DISPERSION = (-5.0, 10.0)
 _PROGRESS_EVERY = 100
 _TRIVIAL_BATCH = 64
 
@@ -137,16 +123,6 @@ class HandwritingConfig(TaskConfig):
         return Handwriting(**self.model_dump(exclude={"name"}))
 
 
-class Scale(NamedTuple):
-    """What the training split says of all rows."""
-
-    mean: tuple[float, float]
-    """Of x and y, in units of the board."""
-    deviation: tuple[float, float]
-    steps: float
-    """Mean number of moves of a line."""
-
-
 class Handwriting(Generative):
     """See the module's docstring; the arguments are the config's fields."""
 
@@ -168,10 +144,11 @@ class Handwriting(Generative):
         smallest_deviation: float,
         damaged: Damaged,
     ) -> None:
-        self._components, self._ending, self._coordinates = components, ending, coordinates
+        self._density = LineDensity(components, ending, smallest_deviation=smallest_deviation)
+        self._ending, self._coordinates = ending, coordinates
         self._min_length, self._max_length = min_length, max_length
         self._split, self._split_seed, self._second_validation = split, split_seed, second_validation
-        self._loss_per, self._smallest_deviation, self._damaged = loss_per, smallest_deviation, damaged
+        self._loss_per, self._damaged = loss_per, damaged
         self._scale: Scale | None = None
         self._lines: list[NDArray[np.float32]] = []
         self._indices: splits.Splits = {}
@@ -181,16 +158,13 @@ class Handwriting(Generative):
         """A row a step, a mixture density and the ending's numbers out."""
         return TaskSpec(
             input_size=4 if self._ending == "length" else 3,
-            outputs=mixture_density.width(self._components) + _EXTRA_OUTPUTS[self._ending],
+            outputs=self._density.outputs,
             needs="steps",
             causal=True,
-            max_length=None if self._max_length is None else self._max_length - (not self._ends_in_a_step),
+            max_length=None
+            if self._max_length is None
+            else self._max_length - (not self._density.ends_in_a_step),
         )
-
-    @property
-    def _ends_in_a_step(self) -> bool:
-        """Whether the last point is read too, to answer that nothing follows it."""
-        return self._ending in ("end_symbol", "halt")
 
     def prepare(self, place: DataPlace, *, force: bool = False, progress: Progress | None = None) -> Prepared:
         """Cache the points of all lines; length, split, coordinates and scale are applied to what is cached.
@@ -275,7 +249,7 @@ class Handwriting(Generative):
                 rows = strokes.read_line(path)
             except DataError as error:
                 if self._damaged == "refuse":
-                    raise DataError(f"{error}, or set task.damaged=leave_out") from None
+                    raise DataError(f"{error}, or set task.damaged=skip") from None
                 yield np.empty((0, 3), dtype=np.float32)
             else:
                 readable += 1
@@ -362,17 +336,13 @@ class Handwriting(Generative):
         return Lines(
             torch.from_numpy(rows),
             torch.tensor([len(line) for line in chosen]),
-            last_point=self._ends_in_a_step,
+            last_point=self._density.ends_in_a_step,
             remaining_unit=scale.steps if self._ending == "length" else None,
         )
 
     def collate(self, examples: list[Example]) -> Batch:
         """Pad x and y with zeros on the right to the longest example."""
-        return Batch(
-            x=torch.nn.utils.rnn.pad_sequence([e.x for e in examples], batch_first=True),
-            lengths=torch.tensor([len(e.x) for e in examples]),
-            y=torch.nn.utils.rnn.pad_sequence([e.y for e in examples], batch_first=True),
-        )
+        return collate_steps(examples)
 
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in nats, and the number of steps or of sequences (``loss_per``)."""
@@ -385,40 +355,8 @@ class Handwriting(Generative):
         return LikelihoodMetrics(self.log_likelihood, self._loss_per)
 
     def log_likelihood(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the log-likelihood (B,) of each line, in nats; half precision is summed in single."""
-        if outputs.dtype in (torch.float16, torch.bfloat16):
-            outputs = outputs.float()
-        answer = self._read_out(outputs)
-        pen = batch.y[..., 2]
-        over = pen == END
-        move = mixture_density.log_density(answer.mixture, batch.y[..., :2])
-        if self._ending == "end_symbol":
-            logs = torch.stack([torch.zeros_like(answer.pen), answer.pen, answer.rest[..., 0]], dim=-1)
-            outcome = logs.log_softmax(-1).gather(-1, pen.long().unsqueeze(-1)).squeeze(-1)
-            steps = torch.where(over, outcome, outcome + move)
-        else:
-            steps = move + nnf.logsigmoid(torch.where(pen > 0, answer.pen, -answer.pen))
-            if self._ending == "halt":
-                halt = answer.rest[..., 0]
-                steps = torch.where(over, nnf.logsigmoid(halt), nnf.logsigmoid(-halt) + steps)
-        valid = torch.arange(steps.shape[1]) < batch.lengths[:, None]
-        total = torch.where(valid.to(steps.device), steps, 0.0).sum(1)
-        if self._ending == "length":
-            mean, dispersion = self._length(answer.rest[:, 0])
-            counted = log_negative_binomial(batch.lengths.to(steps.device).double(), mean, dispersion)
-            total = total + counted.to(total.dtype)
-        return total
-
-    def _read_out(self, outputs: Tensor) -> "_Answer":
-        pen, mixture, rest = mixture_density.split(
-            outputs, self._components, smallest_deviation=self._smallest_deviation
-        )
-        return _Answer(pen, mixture, rest)
-
-    def _length(self, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2) -> logarithms of mean and dispersion of the number of moves, in double precision."""
-        rest = rest.double()
-        return rest[:, 0] + math.log(self._known().steps), rest[:, 1].clamp(*_LOG_DISPERSION)
+        """Return the log-likelihood (B,) of each line, in nats."""
+        return self._density.log_likelihood(outputs, batch, mean_moves=self._known().steps)
 
     def trivial(self) -> dict[str, float]:
         """Score of the best constant answer of a family, on the test split; only after :meth:`prepare`.
@@ -433,42 +371,14 @@ class Handwriting(Generative):
             [batch.y[torch.arange(batch.y.shape[1]) < batch.lengths[:, None]] for batch in batches]
         ).double()
         moved = targets[:, 2] != END
-        answer = self._constant(targets[moved], int((~moved).sum()))
+        answer = self._density.constant(targets[moved], int((~moved).sum()))
         if self._ending == "length":
             steps = torch.cat([batch.lengths for batch in batches]).double()
-            answer = torch.cat([answer, self._constant_length(steps)])
+            answer = torch.cat([answer, self._density.constant_length(steps, self._known().steps)])
         metrics = self.metrics()
         for batch in batches:
             metrics.update(answer.expand(*batch.y.shape[:2], -1), batch)
         return metrics.compute()
-
-    def _constant(self, moves: Tensor, ends: int) -> Tensor:
-        """The head's numbers for the moments of ``moves`` (N, 3) and so many ends of lines."""
-        points, ups = moves[:, :2], float(moves[:, 2].sum())
-        deviation = points.std(dim=0, correction=0).clamp(min=self._smallest_deviation)
-        centred = (points - points.mean(dim=0)) / deviation
-        r = torch.atanh(centred.prod(dim=1).mean().clamp(-1, 1)).clamp(
-            -mixture_density.LARGEST_R, mixture_density.LARGEST_R
-        )
-        of_all = [0.0, *points.mean(dim=0).tolist(), *deviation.log().tolist(), float(r)]
-        head = [_log_odds(ups, len(moves) - ups), *np.repeat(of_all, self._components)]
-        if self._ending == "end_symbol":
-            head.append(_log_odds(ends, len(moves) - ups))
-        elif self._ending == "halt":
-            head.append(_log_odds(ends, len(moves)))
-        return torch.tensor(head, dtype=torch.float64)
-
-    def _constant_length(self, steps: Tensor) -> Tensor:
-        from scipy.optimize import minimize_scalar  # takes a moment, and recipes load without it
-
-        log_mean = steps.mean().log()
-
-        def cost(log_dispersion: float) -> float:
-            dispersion = torch.tensor(log_dispersion, dtype=torch.float64)
-            return -float(log_negative_binomial(steps, log_mean, dispersion).sum())
-
-        best = minimize_scalar(cost, bounds=_LOG_DISPERSION, method="bounded", options={"xatol": 1e-6})
-        return torch.tensor([float(log_mean) - math.log(self._known().steps), float(best.x)])
 
     def generate(self, model: Model, request: Request) -> list[Drawn]:
         """Let the model write lines from nothing but a first point.
@@ -491,209 +401,11 @@ class Handwriting(Generative):
                 "handwriting begins with a pen on a board, not with text; leave --prime and --stop out"
             )
         with torch.no_grad():
-            return _Writer(self._known(), self._ending, self._coordinates, request).write(
-                model, self._read_out, self._length
-            )
+            return PenWriter(self._density, self._known(), self._coordinates, request).write(model)
 
     def picture(self, drawn: Sequence[Drawn]) -> bytes:
         """Draw the lines below each other, all in one scale; a line that was cut ends in a grey bar."""
-        return strokes.draw_lines([_parsed(line.text) for line in drawn], [line.ended for line in drawn])
-
-
-class _Answer(NamedTuple):
-    """The head's numbers, named."""
-
-    pen: Tensor
-    mixture: mixture_density.Mixture
-    rest: Tensor
-
-
-class Lines(Dataset):
-    """Lines of unequal lengths, gathered from one array.
-
-    Args:
-        rows: (sum of P, 3) standardised rows of all lines, end to end.
-        lengths: (N,) points P of each line.
-        last_point: whether the last row is an input too, with the target (0, 0, END).
-        remaining_unit: what the remaining moves are divided by in the fourth feature; None: there is none.
-    """
-
-    def __init__(
-        self, rows: Tensor, lengths: Tensor, *, last_point: bool, remaining_unit: float | None
-    ) -> None:
-        self._rows, self._lengths = rows, lengths
-        self._last_point, self._remaining_unit = last_point, remaining_unit
-        self._starts = lengths.cumsum(0) - lengths
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __getitem__(self, index: int) -> Example:
-        batch = self.batch(torch.tensor([index]))
-        return Example(batch.x[0], batch.y[0])
-
-    def batch(self, indices: Tensor) -> Batch:
-        """Gather in one stroke."""
-        here = indices.cpu()
-        moves = self._lengths[here] - 1
-        lengths = moves + self._last_point
-        step = torch.arange(int(lengths.max()))
-        valid, moving = step < lengths[:, None], step < moves[:, None]
-        rows = self._starts[here, None] + step
-        device = self._rows.device
-        x = self._rows[(rows * valid).to(device)] * valid[..., None].to(device)
-        y = self._rows[((rows + 1) * moving).to(device)] * moving[..., None].to(device)
-        if self._last_point:
-            over = (valid & ~moving).to(device)
-            y[..., 2] = torch.where(over, float(END), y[..., 2])
-        if self._remaining_unit is not None:
-            remaining = (moves[:, None] - step) * (valid & (step > 0)) / self._remaining_unit
-            x = torch.cat([x, remaining[..., None].to(device)], dim=-1)
-        return Batch(x, lengths, y)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the rows; the lengths stay on the CPU."""
-        return self._rows.nbytes
-
-    def to(self, device: torch.device) -> "Lines":
-        """Hold the rows on ``device``."""
-        return Lines(
-            self._rows.to(device),
-            self._lengths,
-            last_point=self._last_point,
-            remaining_unit=self._remaining_unit,
-        )
-
-
-class LikelihoodMetrics(Metrics):
-    """Mean log-likelihood of a sequence, and its negative mean over steps or sequences.
-
-    Args:
-        log_likelihood: (outputs, batch) -> (B,), in nats.
-        loss_per: what the loss is a mean over.
-    """
-
-    def __init__(self, log_likelihood: Callable[[Tensor, Batch], Tensor], loss_per: LossPer) -> None:
-        self._log_likelihood, self._loss_per = log_likelihood, loss_per
-        self._total: Tensor | None = None
-        self._steps = self._sequences = 0
-
-    def update(self, outputs: Tensor, batch: Batch) -> None:
-        """Add one batch; the sum is float64."""
-        found = self._log_likelihood(outputs.detach(), batch)
-        if self._total is None:
-            self._total = torch.zeros((), dtype=torch.float64, device=found.device)
-        self._total += found.sum(dtype=torch.float64)
-        self._steps += int(batch.lengths.sum())
-        self._sequences += len(batch.lengths)
-
-    def compute(self) -> dict[str, float]:
-        """Return ``loss`` (nats a step or a sequence) and ``log_likelihood`` (nats a sequence).
-
-        Raises:
-            ValueError: no batch was added.
-        """
-        if self._total is None:
-            raise ValueError("no batch was added")
-        total = self._total.item()
-        targets = self._steps if self._loss_per == "step" else self._sequences
-        return {"loss": -total / targets, "log_likelihood": total / self._sequences}
-
-
-class _Writer:
-    """One call of :meth:`Handwriting.generate`."""
-
-    def __init__(self, scale: Scale, ending: Ending, coordinates: Coordinates, request: Request) -> None:
-        self._scale, self._ending, self._coordinates = scale, ending, coordinates
-        self._request, self._device = request, request.generator.device
-        self._moves = torch.full((request.count,), request.steps - 1)  # what each line may still get, at most
-        self._ended = torch.zeros(request.count, dtype=torch.bool)
-
-    def write(
-        self,
-        model: Model,
-        read_out: Callable[[Tensor], _Answer],
-        length: Callable[[Tensor], tuple[Tensor, Tensor]],
-    ) -> list[Drawn]:
-        request, scale = self._request, self._scale
-        first = torch.zeros(request.count, 3, device=self._device)
-        first[:, :2] = -torch.tensor(scale.mean) / torch.tensor(scale.deviation)
-        rows, shown, state = [first], self._shown(first, 0)[:, None], None
-        for step in range(1, request.steps):
-            output = model(shown, None, state)
-            state = output.state
-            answer = read_out(output.outputs[:, -1].double())
-            if not all(part.isfinite().all() for part in (answer.pen, *answer.mixture, answer.rest)):
-                raise DivergedError(
-                    f"at step {step} the model answers with something that is no number; "
-                    "take a lower temperature, or a model that was trained longer"
-                )
-            if step == 1 and self._ending == "length":
-                drawn = self._draw_lengths(*length(answer.rest))
-                self._ended = drawn < request.steps
-                self._moves = drawn.clamp(max=request.steps - 1)
-            pen = self._draw_pen(answer, step)
-            if bool((self._moves < step).all()):
-                break
-            move = mixture_density.draw(
-                answer.mixture, temperature=request.temperature, generator=request.generator
-            )
-            rows.append(torch.cat([move, pen[:, None]], dim=-1).float())
-            following = self._shown(rows[-1], step)[:, None]
-            shown = torch.cat([shown, following], dim=1) if state is None else following
-        return self._told(torch.stack(rows, dim=1))
-
-    def _shown(self, row: Tensor, step: int) -> Tensor:
-        """The row as the model reads it."""
-        if self._ending != "length":
-            return row
-        remaining = (self._moves - step).clamp(min=0) * (step > 0) / self._scale.steps
-        return torch.cat([row, remaining[:, None].to(row)], dim=-1)
-
-    def _draw_lengths(self, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
-        """Numbers of moves; numpy draws them, as torch has no negative binomial that takes a generator."""
-        seed = torch.randint(2**62, (), generator=self._request.generator, device=self._device)
-        dispersion, mean = log_dispersion.exp().cpu().numpy(), log_mean.clamp(max=40.0).exp().cpu().numpy()
-        found = np.random.default_rng(int(seed)).negative_binomial(
-            dispersion, dispersion / (dispersion + mean)
-        )
-        return torch.from_numpy(found.astype(np.int64))
-
-    def _draw_pen(self, answer: _Answer, step: int) -> Tensor:
-        """Whether the stroke ends with this step's point; lines that are over before it are noted."""
-        coins = torch.rand(
-            len(answer.pen), 2, generator=self._request.generator, device=self._device, dtype=torch.float64
-        )
-        if self._ending == "end_symbol":
-            logits = torch.stack([torch.zeros_like(answer.pen), answer.pen, answer.rest[:, 0]], dim=-1)
-            down, up, _ = logits.softmax(-1).unbind(-1)
-            self._end_before(step, coins[:, 0] >= down + up)
-            up = up / (down + up)  # the second coin decides between the two that are left
-        else:
-            up = answer.pen.sigmoid()
-            if self._ending == "halt":
-                self._end_before(step, coins[:, 0] < answer.rest[:, 0].sigmoid())
-        return (coins[:, 1] < up).to(answer.pen)
-
-    def _end_before(self, step: int, over: Tensor) -> None:
-        over = over.cpu() & ~self._ended
-        self._moves[over] = step - 1
-        self._ended |= over
-
-    def _told(self, rows: Tensor) -> list[Drawn]:
-        """(B, T, 3) standardised rows -> lines in units of the board."""
-        told = rows.cpu().double()
-        told[..., :2] = told[..., :2] * torch.tensor(self._scale.deviation) + torch.tensor(self._scale.mean)
-        if self._coordinates == "offsets":
-            told[..., :2] = told[..., :2].cumsum(dim=1)
-        drawn = []
-        for line, moves_of_line, ended in zip(told, self._moves.tolist(), self._ended.tolist(), strict=True):
-            points = line[: moves_of_line + 1].tolist()
-            # adding 0.0 makes a zero of a negative one
-            text = "\n".join(f"{round(x, 1) + 0.0} {round(y, 1) + 0.0} {int(pen)}" for x, y, pen in points)
-            drawn.append(Drawn(text=text, steps=len(points), ended=ended))
-        return drawn
+        return strokes.draw_lines([parsed(line.text) for line in drawn], [line.ended for line in drawn])
 
 
 def _placed(downloads: Path) -> Path:
@@ -702,25 +414,3 @@ def _placed(downloads: Path) -> Path:
     if not folder.is_dir():
         raise catalogue.missing("iam_ondb", [folder])
     return folder
-
-
-def log_negative_binomial(count: Tensor, log_mean: Tensor, log_dispersion: Tensor) -> Tensor:
-    """Logarithm of the probability of ``count`` (0, 1, ...); the variance is mean + mean² / dispersion.
-
-    >>> one = torch.zeros((), dtype=torch.float64)
-    >>> log_negative_binomial(torch.tensor([0.0, 1.0], dtype=torch.float64), one, one).exp().tolist()
-    [0.5, 0.25]
-    """
-    dispersion, odds = log_dispersion.exp(), log_mean - log_dispersion
-    ways = torch.lgamma(count + dispersion) - torch.lgamma(dispersion) - torch.lgamma(count + 1)
-    return ways - dispersion * nnf.softplus(odds) - count * nnf.softplus(-odds)
-
-
-def _log_odds(yes: float, no: float) -> float:
-    """Finite where something never happens: a chance of one in a billion of all that was seen."""
-    return math.log(max(yes, 1e-9)) - math.log(max(no, 1e-9))
-
-
-def _parsed(text: str) -> NDArray[np.float64]:
-    """(P, 3) of a line's text."""
-    return np.array([[float(word) for word in row.split()] for row in text.splitlines()]).reshape(-1, 3)

@@ -103,18 +103,12 @@ class MaskedAddition(Task):
         built = cache.build(path, self._fingerprint, write, force=force)
         cache.open_checked(path, self._fingerprint).close()
         self._cache = path
-        ends = np.cumsum([self._sizes[name] for name in SPLITS])
         return Prepared(
             path=path,
             fingerprint=self._fingerprint,
             built=built,
             splits={name: self._sizes[name] for name in SPLITS},
-            split_hash=splits.split_hash(
-                {
-                    name: np.arange(end - self._sizes[name], end, dtype=np.int64)
-                    for name, end in zip(SPLITS, ends, strict=True)
-                }
-            ),
+            split_hash=splits.split_hash(splits.consecutive(self._sizes)),
             details={"length": self._length, "positions": self._positions, "data_seed": self._data_seed},
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqpyramid.contracts import Batch
+from seqpyramid.data.loading import IGNORED
 from seqpyramid.tasks.base import Metrics
 
 
@@ -37,16 +38,12 @@ def squared_error(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (_at_least_single(outputs).squeeze(-1) - y).square().sum(), _count(outputs, y)
 
 
-IGNORED = -1
-"""Target of a step that is not scored: padding, or what is read for its context alone."""
-
-
 def symbol_cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of the cross entropies in nats over the scored steps, and how many these are.
 
     Args:
         outputs: (B, T, K) logits.
-        y: (B, T) symbols, int64; :data:`IGNORED` where a step is not scored.
+        y: (B, T) symbols, int64; :data:`~seqpyramid.data.loading.IGNORED` where a step is not scored.
     """
     losses = F.cross_entropy(
         _at_least_single(outputs).flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum"

@@ -274,6 +274,11 @@ class NoisyPixels(Dataset):
         x = torch.cat([grey_values(self._pixels[here]), self._noise[here].unsqueeze(-1)], dim=1)
         return Batch(x, torch.full((len(x),), x.shape[1], dtype=torch.int64), self._y[here])
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all three arrays."""
+        return self._pixels.nbytes + self._y.nbytes + self._noise.nbytes
+
     def to(self, device: torch.device) -> "NoisyPixels":
         """Hold the arrays on ``device``."""
         return NoisyPixels(self._pixels.to(device), self._y.to(device), self._noise.to(device))

@@ -17,6 +17,7 @@ count; with ``zero``, missing values become 0, which after standardising is the 
 Shapes: N sequences, T time steps (of each its own), F channels, K classes.
 """
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import h5py
 import numpy as np
@@ -34,25 +35,21 @@ from pydantic import Field
 from torch import Tensor
 
 from seqpyramid.contracts import NOT_IN_FINGERPRINT, SPLITS, Batch, Selection, Split, TaskSpec
-from seqpyramid.data import arrays, cache, splits
+from seqpyramid.data import cache, splits
 from seqpyramid.data.labelled import Scale, SequenceDataset, read_facts, store_facts
 from seqpyramid.data.loading import Dataset
-from seqpyramid.data.manifest import FORMATS, SetFiles, find_set
-from seqpyramid.data.sequence_tables import read_table, read_tables
-from seqpyramid.data.timeseries import Series, read_ts, read_tsv
-from seqpyramid.errors import DataError
+from seqpyramid.data.manifest import SetFiles, find_set
+from seqpyramid.data.sequence_sets import Values, content_hashes, named_hashes, read_set, read_unlabelled
+from seqpyramid.errors import DataError, IntegrityError
 from seqpyramid.tasks.base import DataPlace, Metrics, NewExample, Prepared, Progress, Task, TaskConfig
 from seqpyramid.tasks.metrics import ClassificationMetrics, cross_entropy, majority
 
 Format = Literal["auto", "ts", "tsv", "npz", "hdf5", "csv"]
 Missing = Literal["refuse", "zero", "interpolate"]
 Standardise = Literal["none", "train", "each"]
-Values = NDArray[np.float32]
 
 _LAYOUT = 1
 """Raised when what is read or stored changes."""
-_READERS = {"ts": read_ts, "tsv": read_tsv, "npz": arrays.read_npz, "hdf5": arrays.read_hdf5}
-_LISTED_FILES = 20  # of more, a result names the hash of all alone
 _NO_CHANGE = 1e-7  # a deviation below this part of the mean is rounding in single precision
 
 
@@ -121,6 +118,26 @@ class _Known:
     longest: int
     scale: Scale | None
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "class_names": list(self.class_names),
+            "channels": self.channels,
+            "longest": self.longest,
+            "scale": None if self.scale is None else self.scale.as_json(),
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """Undo :meth:`as_json`."""
+        scale = stored["scale"]
+        return cls(
+            class_names=tuple(stored["class_names"]),
+            channels=stored["channels"],
+            longest=stored["longest"],
+            scale=None if scale is None else Scale.from_json(scale),
+        )
+
 
 class SeriesTask(Task):
     """See the module's docstring; the arguments are the config's fields."""
@@ -188,7 +205,7 @@ class SeriesTask(Task):
             path = cache.cache_path(place.caches, "series", fingerprint)
         else:
             files = find_set(source, self._dataset, None if self._format == "auto" else self._format)
-            hashes = _hashes(files)
+            hashes = content_hashes(files)
             fingerprint = cache.fingerprint({**self._options, "format": files.format, "files": hashes})
             path = cache.cache_path(place.caches, "series", fingerprint)
             built = cache.build(
@@ -219,21 +236,23 @@ class SeriesTask(Task):
         """Fill the cache: sequences in the order of the splits, and for each its class and its row in the files."""
         if progress is not None:
             progress("read sequences", 0, 1)
-        series, called = _read(files)
-        names, classes = _number(series.labels or [])
+        series, called = read_set(files)
+        where = files.entries[0].path.parent if files.entries else files.files[0][0]
+        with _at(where):
+            names, classes = _number(series.labels or [])
         values = [self._filled(*named) for named in zip(series.values, called, strict=True)]
-        indices = splits.completed(
-            series.splits or [None] * len(values),
-            series.labels or [],
-            series.groups,
-            self._proportions,
-            seed=self._split_seed,
-        )
+        with _at(where):
+            indices = splits.completed(
+                series.splits or [None] * len(values),
+                series.labels or [],
+                series.groups,
+                self._proportions,
+                seed=self._split_seed,
+            )
         scale = None
         if self._standardise == "train":
             scale = _scale(np.concatenate([values[i] for i in indices["train"]]))
         order = np.concatenate([indices[name] for name in SPLITS])
-        missing = sum(int(np.isnan(value).sum()) for value in series.values)
         cache.store_unequal(file, "sequences", (self._finished(values[i], scale) for i in order))
         cache.store(file, "classes", classes[order])
         cache.store(file, "rows", order)
@@ -242,7 +261,7 @@ class SeriesTask(Task):
         details = {
             "format": files.format,
             "files": len(hashes),
-            "files_sha256": _hash_list(files, hashes),
+            "files_sha256": named_hashes(files, hashes),
             "files_passed_over": len(files.strays),
             "channels": values[0].shape[1],
             "lengths": {
@@ -253,49 +272,34 @@ class SeriesTask(Task):
             "cut_to_max_length": sum(
                 len(raw) > len(cut) for raw, cut in zip(series.values, values, strict=True)
             ),
-            "missing_values": missing,
+            "missing_values": sum(int(np.isnan(value).sum()) for value in series.values),
             "groups": None if series.groups is None else len(set(series.groups)),
             "splits_given": sorted({split for split in series.splits or () if split is not None}),
             "repeated_across_splits": _repeated(values, indices),
-            "class_counts": {
-                name: dict(
-                    zip(
-                        names, np.bincount(classes[indices[name]], minlength=len(names)).tolist(), strict=True
-                    )
-                )
-                for name in SPLITS
-            },
+            "class_counts": {split: _counted(names, classes[indices[split]]) for split in SPLITS},
             **{key: self._options[key] for key in ("missing", "standardise", "proportions", "split_seed")},
         }
-        memory = {
-            "class_names": list(names),
-            "channels": values[0].shape[1],
-            "longest": int(lengths.max()),
-            "scale": None if scale is None else scale.as_json(),
-        }
-        store_facts(file, {"details": details, "memory": memory})
+        known = _Known(names, values[0].shape[1], int(lengths.max()), scale)
+        store_facts(file, {"details": details, "memory": known.as_json()})
         if progress is not None:
             progress("read sequences", 1, 1)
 
     def memory(self) -> dict[str, Any]:
         """Class names, channels, longest sequence, and means and deviations of the channels, if any."""
-        known = self._learnt()
-        return {
-            "class_names": list(known.class_names),
-            "channels": known.channels,
-            "longest": known.longest,
-            "scale": None if known.scale is None else known.scale.as_json(),
-        }
+        return self._learnt().as_json()
 
     def recall(self, memory: dict[str, Any]) -> None:
-        """Take in what :meth:`memory` gave."""
-        scale = memory["scale"]
-        self._known = _Known(
-            class_names=tuple(memory["class_names"]),
-            channels=memory["channels"],
-            longest=memory["longest"],
-            scale=None if scale is None else Scale.from_json(scale),
-        )
+        """Take in what :meth:`memory` gave.
+
+        Raises:
+            IntegrityError: it is no memory of such a task.
+        """
+        try:
+            self._known = _Known.from_json(memory)
+        except (KeyError, TypeError, ValueError):
+            raise IntegrityError(
+                "the run's task.json does not tell the classes and channels of its data; train the run again"
+            ) from None
         self.class_names = self._known.class_names
 
     def read(self, paths: Sequence[Path]) -> Iterator[NewExample]:
@@ -305,7 +309,7 @@ class SeriesTask(Task):
         """
         known = self._learnt()
         for path in paths:
-            for name, value in _new_sequences(path):
+            for name, value in read_unlabelled(path):
                 if value.shape[1] != known.channels:
                     raise DataError(
                         f"{name}: {value.shape[1]} channels, but the model was trained on {known.channels}; "
@@ -399,6 +403,15 @@ def sorted_classes(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+@contextlib.contextmanager
+def _at(where: Path) -> Iterator[None]:
+    """Begin the sentence of what is wrong with a whole set by the place where it lies."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
 def _number(labels: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     names = sorted_classes(labels)
     if len(names) < 2:
@@ -409,6 +422,11 @@ def _number(labels: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     return names, np.array([numbers[label] for label in labels], dtype=np.int64)
 
 
+def _counted(names: Sequence[str], classes: NDArray[np.int64]) -> dict[str, int]:
+    """How many sequences each class has."""
+    return dict(zip(names, np.bincount(classes, minlength=len(names)).tolist(), strict=True))
+
+
 def _scale(values: Values) -> Scale:
     """Mean and deviation of each channel over the values that are there; 0 for what never changes."""
     there = ~np.isnan(values)
@@ -417,80 +435,6 @@ def _scale(values: Values) -> Scale:
     squares = np.where(there, np.square(values - mean), 0.0).sum(axis=0)
     deviation = np.sqrt(squares / count)
     return Scale(mean, np.where(deviation > _NO_CHANGE * np.abs(mean), deviation, 0.0))
-
-
-def _read(files: SetFiles) -> tuple[Series, list[str]]:
-    """Read a set with labels, with the splits that files or their names give, and what to call each sequence."""
-    if files.format == "csv":
-        return read_tables(files.entries), [str(entry.path) for entry in files.entries]
-    called: list[str] = []
-    values: list[Values] = []
-    labels: list[str] = []
-    given: list[Split | None] = []
-    groups: list[str] = []
-    for path, split in files.files:
-        part = _READERS[files.format](path)
-        if part.labels is None:
-            raise DataError(f"{path}: has no labels, without which nothing can be learnt; add them")
-        if split is not None and part.splits is not None:
-            raise DataError(
-                f"{path}: is for {split} by its name, but names splits itself; remove one of the two"
-            )
-        if values and part.values[0].shape[1] != values[0].shape[1]:
-            raise DataError(
-                f"{path}: {part.values[0].shape[1]} channels, but {files.files[0][0].name} has "
-                f"{values[0].shape[1]}; the files are not of one set"
-            )
-        called += [f"{path}[{row}]" for row in range(len(part.values))]
-        values += part.values
-        labels += part.labels
-        given += part.splits if part.splits is not None else [split] * len(part.values)
-        groups += part.groups or []
-    if groups and len(groups) < len(values):
-        raise DataError(
-            f"{files.files[0][0].parent}: only some of the files have groups; give all of them groups"
-        )
-    return Series(values, labels, given, groups or None), called
-
-
-def _new_sequences(path: Path) -> Iterator[tuple[str, Values]]:
-    """Name and raw values of every sequence of a file."""
-    for kind, endings in FORMATS.items():
-        if path.suffix.lower() in endings:
-            if kind == "csv":
-                yield str(path), read_table(path).values
-            else:
-                for row, value in enumerate(_READERS[kind](path).values):
-                    yield f"{path}[{row}]", value
-            return
-    known = ", ".join(ending for endings in FORMATS.values() for ending in endings)
-    raise DataError(f"{path}: its ending is none of {known}; convert it to one of these")
-
-
-def _hashes(files: SetFiles) -> list[list[str | None]]:
-    """What the fingerprint holds of each file: its content and what it is, but not where it lies."""
-    if files.format == "csv":
-        return [[entry.label, entry.split, entry.group, _sha256(entry.path)] for entry in files.entries]
-    return [[files.format, split, _sha256(path)] for path, split in files.files]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); mend the file or its permissions"
-        ) from None
-
-
-def _hash_list(files: SetFiles, hashes: list[list[str | None]]) -> dict[str, str | None]:
-    """Hashes of the files by name, or one of all."""
-    paths = [entry.path for entry in files.entries] or [path for path, _ in files.files]
-    if len(paths) > _LISTED_FILES or len({path.name for path in paths}) < len(paths):
-        digest = hashlib.sha256("\n".join(str(words[-1]) for words in hashes).encode()).hexdigest()
-        return {"of the hashes of all": digest}
-    return {path.name: words[-1] for path, words in zip(paths, hashes, strict=True)}
 
 
 def _repeated(values: list[Values], indices: splits.Splits) -> int:

@@ -201,18 +201,12 @@ class Signals(Task):
                 for name in SPLITS
             }
         self._cache = path
-        ends = np.cumsum([self._sizes[name] for name in SPLITS])
         return Prepared(
             path=path,
             fingerprint=self._fingerprint,
             built=built,
             splits={name: self._sizes[name] for name in SPLITS},
-            split_hash=splits.split_hash(
-                {
-                    name: np.arange(end - self._sizes[name], end, dtype=np.int64)
-                    for name, end in zip(SPLITS, ends, strict=True)
-                }
-            ),
+            split_hash=splits.split_hash(splits.consecutive(self._sizes)),
             details={
                 "label": self._label,
                 "length": self._length,
@@ -308,10 +302,9 @@ def draw_layout(
     if amplitude == "uniform":
         amplitudes = generator.uniform(-WIDEST, WIDEST, size=(examples, most)).astype(np.float32)
     starts = np.zeros((examples, most), dtype=np.int32)
-    for row, count in zip(range(examples), counts, strict=True):
+    for row, count in enumerate(counts):
         starts[row, :count] = place(generator, durations[row, :count], length=length, gap=gap)
-    empty = durations == 0
-    amplitudes[empty] = 0
+    amplitudes[durations == 0] = 0
     return Layout(kinds, starts, durations, amplitudes)
 
 

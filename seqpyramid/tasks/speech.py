@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import h5py
 import numpy as np
@@ -41,12 +41,20 @@ from seqpyramid.data.loading import Dataset
 from seqpyramid.data.manifest import Entry
 from seqpyramid.errors import DataError, IntegrityError
 from seqpyramid.rundir import write_atomically
-from seqpyramid.tasks.base import DataPlace, Metrics, NewExample, Prepared, Progress, Task, TaskConfig
+from seqpyramid.tasks.base import (
+    Damaged,
+    DataPlace,
+    Metrics,
+    NewExample,
+    Prepared,
+    Progress,
+    Share,
+    Task,
+    TaskConfig,
+)
 from seqpyramid.tasks.metrics import ClassificationMetrics, cross_entropy, majority
 
 Standardise = Literal["none", "train"]
-Damaged = Literal["refuse", "skip"]
-Share = Annotated[int, Field(gt=0)]
 
 _LAYOUT = 1
 """Raised when what is stored of a recording changes."""
@@ -189,7 +197,7 @@ class SpeechTask(Task):
         built = False
         if fingerprint is None:
             corpus = self.survey(folder or self.locate(place, progress))
-            self.cut(corpus.entries)  # so that what cannot be split is said before hours of reading
+            self._check(corpus)
             fingerprint, built = self._build(place.caches, corpus, force, progress)
             if cache.pointed(place.caches, self.name, key) != fingerprint:
                 cache.point(place.caches, self.name, key, fingerprint)
@@ -228,6 +236,15 @@ class SpeechTask(Task):
                 "class_counts": {name: self._counts(name) for name in SPLITS},
             },
         )
+
+    def _check(self, corpus: Corpus) -> None:
+        """Say before hours of reading, and with the folder's name, what cannot be split or has one class."""
+        try:
+            self.cut(corpus.entries)
+            number(corpus.entries)
+        except DataError as error:
+            text = str(error)
+            raise DataError(text if str(corpus.root) in text else f"{corpus.root}: {text}") from None
 
     def _build(
         self, caches: Path, corpus: Corpus, force: bool, progress: Progress | None

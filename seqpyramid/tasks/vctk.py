@@ -22,10 +22,10 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from seqpyramid.contracts import SPLITS
 from seqpyramid.data import catalogue, splits, vctk
@@ -36,13 +36,18 @@ from seqpyramid.data.vctk import Microphone, Version
 from seqpyramid.errors import DataError
 from seqpyramid.registry import near_miss
 from seqpyramid.tasks.base import DataPlace, Progress
-from seqpyramid.tasks.speech import Corpus, Reading, SpeechConfig, SpeechTask
+from seqpyramid.tasks.speech import Corpus, Reading, SpeechConfig, SpeechTask, number
 
 _RESOURCES: dict[Version, str] = {"0.80": "vctk_080", "0.92": "vctk_092"}
 _MAX_BYTES = 40 * 2**30
 """Of an extracted archive; 0.80 has about 15 GB."""
 _MAX_FILES = 300_000
 """Likewise; 0.92 has about 132,000."""
+
+
+def _written(version: Any) -> Any:
+    """YAML and the command line read 0.92 as a number."""
+    return f"{version:.2f}" if isinstance(version, float) else version
 
 
 class VctkConfig(SpeechConfig):
@@ -53,7 +58,7 @@ class VctkConfig(SpeechConfig):
     )
 
     name: Literal["vctk"] = "vctk"
-    version: Version = Field(
+    version: Annotated[Version, BeforeValidator(_written)] = Field(
         default="0.80", description="release; numbers on 0.80 and 0.92 are not comparable"
     )
     microphone: Microphone | None = Field(default=None, description="mic1 or mic2; with version=0.92 only")
@@ -170,14 +175,12 @@ class Vctk(SpeechTask):
     def cut(self, entries: Sequence[Entry]) -> splits.Splits:
         """Cut every speaker in proportion; each must be in all three splits."""
         counts = Counter(entry.label for entry in entries)
-        names = sorted(counts, key=natural)
+        names, labels = number(entries)
         if self._speakers is not None and len(names) != self._speakers:
             raise DataError(
                 f"the corpus has {len(names)} speakers ({names[0]} to {names[-1]}) after leave_out, but "
                 f"task.speakers={self._speakers}; list in task.leave_out whom to leave out, or set task.speakers"
             )
-        numbers = {name: i for i, name in enumerate(names)}
-        labels = np.array([numbers[entry.label] for entry in entries], dtype=np.int64)
         shares = self._reading.proportions
         found = splits.stratified(labels, shares, seed=self._reading.split_seed)
         for split in SPLITS:

@@ -91,6 +91,8 @@ def predict(
 def _read(task: Task, paths: Sequence[Path], problems: list[DataError]) -> Iterator[NewExample]:
     for path in paths:
         try:
+            if path.is_dir():
+                raise DataError(f"{path}: is a folder; name the files in it, as {path / '*'}")
             yield from task.read([path])
         except DataError as error:
             problems.append(error)

@@ -41,7 +41,7 @@ def train_run(plan: RunPlan, run: RunDir, means: Means, *, force: bool = False) 
         RecipeError: the folder holds a run of something else.
         StoppedError: a signal came; the state is saved.
     """
-    with run.lock(), StopRequests() as stop:
+    with run.lock():
         if force:
             run.clear()
         if run.exists():
@@ -51,22 +51,23 @@ def train_run(plan: RunPlan, run: RunDir, means: Means, *, force: bool = False) 
         task = plan.task.build()
         prepared = task.prepare(means.place, progress=means.progress)
         refuse_other_data(prepared, run)
-        torch.manual_seed(plan.seed)  # weights, dropout: models draw from nothing else
-        model = plan.model.build(task.spec)
-        use_threads(model, means.threads)
-        here = environment(means.device)
-        write_atomically(run.recipe, plan.to_yaml().encode())
-        write_json(run.provenance, provenance(plan, prepared, here, means.command))
-        write_json(run.memory, task.memory())
-        training = Training(
-            plan, run, model, task, device=means.device, observer=means.observer, environment=here
-        )
-        training.fit(stop)
-        test, digest = judge(plan, run, model, task, "test", means)
-        result = described(plan, run, model, task, prepared, training, test, here)
-        result["checkpoint"] = digest
-        write_json(run.result, result)
-        return result
+        with StopRequests() as stop:  # not before: whoever stops the building of a cache loses nothing
+            torch.manual_seed(plan.seed)  # weights, dropout: models draw from nothing else
+            model = plan.model.build(task.spec)
+            use_threads(model, means.threads)
+            here = environment(means.device)
+            write_atomically(run.recipe, plan.to_yaml().encode())
+            write_json(run.provenance, provenance(plan, prepared, here, means.command))
+            write_json(run.memory, task.memory())
+            training = Training(
+                plan, run, model, task, device=means.device, observer=means.observer, environment=here
+            )
+            training.fit(stop)
+            test, digest = judge(plan, run, model, task, "test", means)
+            result = described(plan, run, model, task, prepared, training, test, here)
+            result["checkpoint"] = digest
+            write_json(run.result, result)
+            return result
 
 
 def evaluate_run(run: RunDir, means: Means, split: Split, *, again: bool = False) -> dict[str, Any]:

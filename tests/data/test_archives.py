@@ -412,11 +412,9 @@ ENCRYPTED = bytes.fromhex(
 
 def test_an_encrypted_zip(tmp_path: Path) -> None:
     archive, target = room(tmp_path, ENCRYPTED)
-    for password, says in ((None, "'a.txt' is encrypted"), ("other", "'a.txt' cannot be decrypted")):
-        with pytest.raises(DataError, match=says):
-            extract(archive, target, **LIMITS, password=password)
-        assert not target.exists()
-    assert tree(extract(archive, target, **LIMITS, password="someone")) == {"a.txt": b"one\n"}
+    with pytest.raises(DataError, match=r"'a\.txt' is encrypted"):
+        extract(archive, target, **LIMITS)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("kind", ["tar", "gz", "bz2", "xz", "zip"])
@@ -465,7 +463,7 @@ def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path, kind: str) -> Non
         b"\x1f\x8b",
         b"PK\3\4",
         b"PK\5\6" + bytes(18),
-        gzip.compress(b"text"),
+        gzip.compress(b"text", mtime=0),
         bytes(10_240),
     ],
 )

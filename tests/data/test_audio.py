@@ -88,7 +88,7 @@ def test_long_files_are_read_in_pieces(tmp_path: Path, suffix: str, monkeypatch:
 def test_channels(tmp_path: Path) -> None:
     both = np.stack([SPEECH, SPEECH[::-1]], axis=1) / 2**15
     path = write(tmp_path / "a.wav", both)
-    refused(path, "2 channels; say which to read by channel=first")
+    refused(path, "2 channels, and one is read; make it mono, or set task.channel to first")
     np.testing.assert_array_equal(read_sound(path, channel="first").samples, both[:, 0])
     second = read_sound(path, channel="second").samples
     np.testing.assert_array_equal(second, both[:, 1])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -275,6 +276,58 @@ def test_a_full_disk_is_told_and_does_not_crash_the_process(tmp_path: Path) -> N
     done = subprocess.run(program, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 6, done.stderr
     assert done.stderr.count("cannot write here (File too large)") == 7
+
+
+INTERRUPTED = """
+    import signal, sys
+    from pathlib import Path
+    import numpy as np
+    from seqpyramid.data import cache
+
+    folder, method, nth = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    original, calls = getattr(cache._Sink, method), []
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == nth:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args)
+
+    def write(file):
+        cache.store_stream(file, "x", (np.ones((2**18, 1), np.float32) for _ in range(4)))
+
+    setattr(cache._Sink, method, interrupted)
+    try:
+        cache.build(folder / "a.h5", "0" * 16, write)
+    except KeyboardInterrupt:
+        sys.exit(f"leftovers {[p.name for p in folder.iterdir() if not p.name.endswith('.lock')]}")
+"""
+
+
+@pytest.mark.parametrize(("method", "nth"), [("write", 1), ("write", 3), ("seek", 4), ("seek", 8)])
+def test_a_signal_while_hdf5_writes_does_not_crash_the_process(tmp_path: Path, method: str, nth: int) -> None:
+    """HDF5 would lose the exception, take the write for failed, and segfault when the process ends."""
+    program = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(tmp_path), method, str(nth)]
+    done = subprocess.run(program, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "leftovers []\n")
+
+
+def test_a_signal_between_two_writes_is_not_kept_waiting(tmp_path: Path) -> None:
+    blocks: list[int] = []
+
+    def stream() -> Iterator[np.ndarray]:
+        for number in range(3):
+            blocks.append(number)
+            if number == 1:
+                signal.raise_signal(signal.SIGINT)
+            yield VALUES
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(tmp_path / "a.h5", PRINT, lambda file: cache.store_stream(file, "x", stream()))
+    assert blocks == [0, 1]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert leftovers(tmp_path) == []
 
 
 def build_slowly(path: str, log: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seqpyramid.data import cache, corpus
+from seqpyramid.data import cache, corpus, spool
 from seqpyramid.data.corpus import Item, build_corpus, listing_fingerprint, read_corpus
 from seqpyramid.data.features import RawFeatures, read_features
 from seqpyramid.errors import DataError, IntegrityError, ResourceError
@@ -138,7 +138,7 @@ def test_small_corpora_are_read_in_this_process() -> None:
 
 
 def test_a_stopped_build_continues(place: Place, undisturbed: bytes, monkeypatch) -> None:
-    monkeypatch.setattr(corpus, "_BLOCK_BYTES", 1000)  # so that the cache is copied in many blocks
+    monkeypatch.setattr(spool, "_BLOCK_BYTES", 1000)  # so that the cache is copied in many blocks
     place.stop_at(25)
     assert place.build()
     assert place.read() == place.names()[25:]
@@ -213,14 +213,14 @@ def test_values_that_their_crc_does_not_confirm_are_read_again(place: Place, und
 
 def test_a_spool_that_changes_while_it_is_copied(place: Place, monkeypatch) -> None:
     place.stop_at(25)
-    sync = corpus._Spool.sync
+    sync = spool.Spool.sync
 
-    def spoil(self: corpus._Spool) -> None:
+    def spoil(self: spool.Spool) -> None:
         sync(self)
         (place.spool / "values.bin").write_bytes(b"spoilt")
 
     with monkeypatch.context() as patched:
-        patched.setattr(corpus._Spool, "sync", spoil)
+        patched.setattr(spool.Spool, "sync", spoil)
         with pytest.raises(IntegrityError, match=r"values.bin: changed on the disk; run again"):
             place.build()
     assert not place.path.exists()

@@ -202,4 +202,7 @@ def test_a_model_that_reads_ahead_is_kept_from_tasks_that_ask_what_comes_next(co
 
 
 def test_some_model_reads_ahead() -> None:
-    assert {c.name for c in CONFIGS if not c.causal and "steps" in c.emits} >= {"bidirectional", "transformer"}
+    assert {c.name for c in CONFIGS if not c.causal and "steps" in c.emits} >= {
+        "bidirectional",
+        "transformer",
+    }

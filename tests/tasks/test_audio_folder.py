@@ -146,7 +146,7 @@ def test_a_manifests_splits_are_kept(classes: Path, tmp_path: Path) -> None:
 def test_a_label_that_train_never_saw(classes: Path, tmp_path: Path) -> None:
     lines = ["path,label,split", *(f"cat/{n}.wav,cat,train" for n in range(8)), "cat/8.wav,cat,val"]
     (classes / "list.csv").write_text("\n".join([*lines, "cat/9.wav,cat,test", "dog/1.wav,dog,test"]))
-    with pytest.raises(DataError, match="test has the class 'dog', which train never sees"):
+    with pytest.raises(DataError, match="source: test has the class 'dog', which train never sees"):
         prepared(tmp_path, classes, manifest="list.csv")
 
 
@@ -158,8 +158,9 @@ def test_a_recording_without_its_group(classes: Path, tmp_path: Path) -> None:
 
 def test_one_class_is_nothing_to_learn(classes: Path, tmp_path: Path) -> None:
     shutil.rmtree(classes / "dog")
-    with pytest.raises(DataError, match="'cat', and one class"):
+    with pytest.raises(DataError, match="source: all recordings have the label 'cat', and one class"):
         prepared(tmp_path, classes)
+    assert not (tmp_path / "data").exists()  # nothing was read for that
 
 
 def stereo(path: Path) -> None:

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from scipy import stats
 
 from seqpyramid.contracts import SPLITS, Batch, ModelOutput
+from seqpyramid.data.pen_lines import END
 from seqpyramid.data.strokes import form_of
 from seqpyramid.errors import DataError, DivergedError, IntegrityError, UserError
 from seqpyramid.models import MODELS
 from seqpyramid.tasks.base import DataPlace, Drawn, Request
-from seqpyramid.tasks.handwriting import END, Handwriting, HandwritingConfig, log_negative_binomial
+from seqpyramid.tasks.handwriting import Handwriting, HandwritingConfig
+from seqpyramid.tasks.line_density import log_negative_binomial
 from seqpyramid.tasks.mixture_density import width
 
 from .tiny import iam_line, loops, write_iam_twin
@@ -255,7 +257,12 @@ def test_trivial_is_best(place: DataPlace) -> None:
     batch = everything(task)
     trivial = task.trivial()["log_likelihood"]
     targets = batch.y[torch.arange(batch.y.shape[1]) < batch.lengths[:, None]].double()
-    best = torch.cat([task._constant(targets, 0), task._constant_length(batch.lengths.double())])
+    mean_moves = task.memory()["mean_steps"]
+    constants = (
+        task._density.constant(targets, 0),
+        task._density.constant_length(batch.lengths.double(), mean_moves),
+    )
+    best = torch.cat(constants)
 
     def score(answer: torch.Tensor) -> float:
         outputs = answer.expand(*batch.y.shape[:2], -1)
@@ -374,18 +381,18 @@ def test_a_damaged_line_is_refused_or_left_out(place: DataPlace, tmp_path: Path)
     here = DataPlace(tmp_path / "data", source=tmp_path / "source", offline=True)
     path = sorted((tmp_path / "source").rglob("*.xml"))[3]
     path.write_text("<StrokeSet/>")
-    with pytest.raises(DataError, match=rf"{path.name}: .*task\.damaged=leave_out"):
+    with pytest.raises(DataError, match=rf"{path.name}: .*task\.damaged=skip"):
         built().prepare(here)
-    task = built(damaged="leave_out")
+    task = built(damaged="skip")
     found = task.prepare(here)
     assert found.details["damaged"] == [path.stem]
     assert found.details["lines"] == 51
-    again = built(damaged="leave_out").prepare(replace(here, source=None))
+    again = built(damaged="skip").prepare(replace(here, source=None))
     assert again.details == found.details
     for path in (tmp_path / "source").rglob("*.xml"):
         path.write_text("")
     with pytest.raises(DataError, match="all others are damaged"):
-        built(damaged="leave_out").prepare(here)
+        built(damaged="skip").prepare(here)
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])
@@ -526,9 +533,10 @@ def test_a_length_is_drawn_first_and_counted_down(place: DataPlace) -> None:
 def test_a_length_beyond_the_steps_asked_for_is_cut(place: DataPlace) -> None:
     task = prepared(place, ending="length")
     answers = scripted(task, [(0.0, 0.0)] * 9, [-9.0] * 9)
-    answers[0, -2:] = torch.tensor([60.0, 10.0])
-    (line,) = task.generate(Script(answers), request(10))
-    assert (line.steps, line.ended) == (10, False)
+    for log_dispersion in (10.0, -5.0):
+        answers[0, -2:] = torch.tensor([60.0, log_dispersion])
+        lines = task.generate(Script(answers), request(10, count=50))
+        assert (10, False) in {(line.steps, line.ended) for line in lines}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seqpyramid.contracts import SPLITS, Batch
-from seqpyramid.errors import DataError
+from seqpyramid.errors import DataError, IntegrityError
 from seqpyramid.recipe import load
 from seqpyramid.tasks.base import DataPlace, Task
 from seqpyramid.tasks.series import SeriesConfig, sorted_classes
@@ -218,6 +218,12 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("damaged", [{}, {"scale": None}, {"class_names": 3, "channels": 1, "scale": {}}])
+def test_a_damaged_memory_is_refused(damaged: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match=r"task\.json"):
+        SeriesConfig().build().recall(damaged)
+
+
 def test_new_files_are_read_without_the_old(tmp_path: Path) -> None:
     task = prepared(tmp_path, write_ts(tmp_path / "ts"), standardise="train")
     later = SeriesConfig(standardise="train").build()
@@ -263,7 +269,7 @@ def test_what_cannot_be_learnt_is_said(tmp_path: Path) -> None:
         ),
     ):
         np.savez(tmp_path / "a.npz", **arrays)
-        with pytest.raises(DataError, match=sentence):
+        with pytest.raises(DataError, match=rf"a\.npz: .*{sentence}"):
             prepared(tmp_path, tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"nothing is cached for this task; name .* --source"):
         SeriesConfig().build().prepare(DataPlace(tmp_path / "data"))
