@@ -20,7 +20,7 @@ from seqpyramid.train.evaluate import autocast
 
 
 @dataclass(frozen=True)
-class Answer:
+class FilePrediction:
     """What a model says of one new sequence."""
 
     name: str
@@ -30,11 +30,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers:
+class FilePredictions:
     """What became of a list of files."""
 
     class_names: tuple[str, ...] | None
-    rows: tuple[Answer, ...]
+    rows: tuple[FilePrediction, ...]
     problems: tuple[DataError, ...]
     """Files that could not be read; the others are in ``rows``."""
 
@@ -79,13 +79,13 @@ def open_run(run: RunDir, device: torch.device, threads: int | None, *, continui
 
 def predict(
     trained: Trained, paths: Sequence[Path], *, device: torch.device, batch_size: int = 50
-) -> Answers:
+) -> FilePredictions:
     """Predict every sequence of some files; a file that cannot be read is left out and named."""
     problems: list[DataError] = []
-    rows: list[Answer] = []
+    rows: list[FilePrediction] = []
     for group in _groups(_read(trained.task, paths, problems), batch_size):
         rows += _predict(trained, group, device)
-    return Answers(trained.task.class_names, tuple(rows), tuple(problems))
+    return FilePredictions(trained.task.class_names, tuple(rows), tuple(problems))
 
 
 def _read(task: Task, paths: Sequence[Path], problems: list[DataError]) -> Iterator[NewExample]:
@@ -109,24 +109,24 @@ def _groups(examples: Iterator[NewExample], size: int) -> Iterator[list[NewExamp
         yield group
 
 
-def _predict(trained: Trained, group: list[NewExample], device: torch.device) -> list[Answer]:
+def _predict(trained: Trained, group: list[NewExample], device: torch.device) -> list[FilePrediction]:
     batch = collate([Example(example.x, torch.zeros(())) for example in group])
     with torch.inference_mode(), autocast(device, trained.precision):
         outputs = trained.model(batch.x.to(device), batch.lengths).outputs.float().cpu()
     names = trained.task.class_names
     if names is None:
         return [
-            Answer(example.name, f"{value:.8g}", ())
+            FilePrediction(example.name, f"{value:.8g}", ())
             for example, value in zip(group, outputs.flatten().tolist(), strict=True)
         ]
     probabilities: Tensor = outputs.softmax(-1)
     return [
-        Answer(example.name, names[int(row.argmax())], tuple(row.tolist()))
+        FilePrediction(example.name, names[int(row.argmax())], tuple(row.tolist()))
         for example, row in zip(group, probabilities, strict=True)
     ]
 
 
-def to_csv(found: Answers) -> str:
+def to_csv(found: FilePredictions) -> str:
     """Return a line a sequence: its name, the prediction, and one probability a class."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
