@@ -49,6 +49,15 @@ app = typer.Typer(
     "6 resource, 128+n stopped by signal n (resumable).",
 )
 
+
+class KernelMode(StrEnum):
+    """Which of two twins models run."""
+
+    plain = "plain"
+    fused = "fused"
+    auto = "auto"
+
+
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a bundled one.")
 ]
@@ -72,6 +81,10 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never download; say wh
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; default: as suits the model.")
+]
+Kernels = Annotated[
+    KernelMode,
+    typer.Option("--kernels", help="Compiled recurrences (auto: where they are) or their plain twins."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
@@ -221,6 +234,7 @@ def train(
     ] = True,
     device: Device = "auto",
     threads: Threads = None,
+    kernels: Kernels = KernelMode.auto,
     offline: Offline = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files too.")
@@ -241,7 +255,7 @@ def train(
     wanted = parse_seeds(seeds) if seeds is not None else [seed]
     plans = [loaded.plan(row, number) for row in loaded.rows(model) for number in wanted]
     several = seeds is not None or model == "all"
-    tune_process()
+    tune_process(kernels.value)
     chosen, place = pick_device(device), data_place(data_dir, source, offline)
     results = []
     for plan in plans:
@@ -281,6 +295,7 @@ def evaluate(
     source: Source = None,
     device: Device = "auto",
     threads: Threads = None,
+    kernels: Kernels = KernelMode.auto,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
@@ -296,7 +311,7 @@ def evaluate(
     from seqpyramid.train.predictions import read_predictions, write_confusion, write_report
     from seqpyramid.train.run import Means, evaluate_run
 
-    tune_process()
+    tune_process(kernels.value)
     folder = RunDir(run)
     means = Means(data_place(data_dir, source, offline), pick_device(device), Observer(), typed(), threads)
     found = evaluate_run(folder, means, split.value, again=again)
@@ -332,6 +347,7 @@ def predict(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    kernels: Kernels = KernelMode.auto,
     as_json: AsJson = False,
 ) -> None:
     """Name the class of new files, with a probability for every class, as CSV; the training data is not needed.
@@ -344,7 +360,7 @@ def predict(
     from seqpyramid.train.predict import open_run, to_csv
     from seqpyramid.train.predict import predict as predict_files
 
-    tune_process()
+    tune_process(kernels.value)
     chosen = pick_device(device)
     found = predict_files(open_run(RunDir(run), chosen, threads), files, device=chosen)
     if output is not None:
@@ -388,6 +404,7 @@ def sample(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    kernels: Kernels = KernelMode.auto,
     as_json: AsJson = False,
 ) -> None:
     """Let a trained model go on by itself: text of a character language model, strokes of handwriting."""
@@ -400,7 +417,7 @@ def sample(
     from seqpyramid.train.predict import open_run
     from seqpyramid.train.predict import sample as sample_run
 
-    tune_process()
+    tune_process(kernels.value)
     folder, chosen = RunDir(run), pick_device(device)
     trained = open_run(folder, chosen, threads, continuing=True)
     request = Request(
@@ -570,6 +587,7 @@ def profile(
     offline: Offline = False,
     device: Device = "auto",
     threads: Threads = None,
+    kernels: Kernels = KernelMode.auto,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on synthetic data: parameters, FLOPs, speed, memory, gradient flow."""
@@ -579,7 +597,7 @@ def profile(
     from seqpyramid.train.launch import pick_device, tune_process
 
     loaded = load(recipe, overrides=overrides or [], wanted=model)
-    tune_process()
+    tune_process(kernels.value)
     chosen = pick_device(device)
     rows = loaded.rows(model)
     task = loaded.task.build()

@@ -27,7 +27,7 @@ MAY: dict[str, set[str]] = {
     "tasks": {"data", "rundir"},
     "recipe": {"models", "tasks", "yaml12"},
     "compare": {"rundir", "papers"},
-    "train": {"recipe", "rundir", "models", "tasks", "data"},
+    "train": {"recipe", "rundir", "models", "tasks", "data", "kernels"},
     "analysis": {"recipe", "rundir", "models", "tasks", "papers"},
     "console": {"train"},
     "starter": {"recipe", "tasks", "data", "rundir", "yaml12"},

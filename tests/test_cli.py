@@ -421,12 +421,12 @@ def test_help_names_every_command() -> None:
 
 
 OPTIONS = {
-    "train": "data-dir device force help json model offline out resume seed seeds source tensorboard threads",
-    "eval": "again data-dir device help json offline source split threads",
+    "train": "data-dir device force help json kernels model offline out resume seed seeds source tensorboard threads",
+    "eval": "again data-dir device help json kernels offline source split threads",
     "prepare-data": "data-dir force help json offline picture source",
-    "profile": "batch-size data-dir device gradients help json length model offline repeats source threads",
-    "predict": "device help json output threads",
-    "sample": "count device help json output prime seed steps stop temperature threads",
+    "profile": "batch-size data-dir device gradients help json kernels length model offline repeats source threads",
+    "predict": "device help json kernels output threads",
+    "sample": "count device help json kernels output prime seed steps stop temperature threads",
     "init": "data-dir force help json label-pattern output",
     "compare": "format help json literature output",
     "list": "help json",

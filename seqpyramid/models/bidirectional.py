@@ -133,7 +133,11 @@ class Bidirectional(SequenceModel):
         for half in (forwards, backwards):
             del half.head  # only encode() of a half is called, and weights that nobody reads would be counted
         self.forwards, self.backwards = forwards, backwards
-        self.step_loop = forwards.step_loop
+
+    @property
+    def step_loop(self) -> bool:  # type: ignore[override]
+        """Whether the inner model is one."""
+        return self.forwards.step_loop
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Encode both ways and put the halves side by side, aligned in time."""

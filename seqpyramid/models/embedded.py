@@ -80,8 +80,7 @@ class EmbeddedConfig(ModelConfig):
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
         inner = self.inner.build(self._inner_spec(spec))
-        kind = SteppedEmbedded if inner.step_loop else Embedded
-        return kind(spec, inner=inner, size=self.size, dropout=self.dropout)
+        return Embedded(spec, inner=inner, size=self.size, dropout=self.dropout)
 
 
 class Embedded(SequenceModel):
@@ -101,6 +100,11 @@ class Embedded(SequenceModel):
         self.inner, self.dropout = inner, dropout
         self.embedding = None if size is None else nn.Linear(spec.input_size, size, bias=False)
 
+    @property
+    def step_loop(self) -> bool:  # type: ignore[override]
+        """Whether the inner model is one."""
+        return self.inner.step_loop
+
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Embed x (B, T, F) and let the inner model read it."""
         if self.embedding is not None:
@@ -115,9 +119,3 @@ class Embedded(SequenceModel):
     def set_progress(self, epoch: int, step: int) -> None:
         """Pass the progress on."""
         self.inner.set_progress(epoch, step)
-
-
-class SteppedEmbedded(Embedded):
-    """The same before an inner model that is a step loop."""
-
-    step_loop = True

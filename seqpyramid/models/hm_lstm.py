@@ -53,13 +53,15 @@ Not established, and what was chosen:
 - Start of the weights (``init``, ``forget_bias``), and the first h, c and z: 0. Some seeds start with a layer whose
   boundary never opens, or always is; ``diagnostics`` has each layer's boundary rate and its shares of the operations.
 
-Speed: a clear loop over steps and layers (``step_loop``), since a step needs the layer above one step earlier; only
-the first layer's input projection stands outside it.
+Speed: the plain twin is a clear loop over steps and layers (``step_loop``), since a step needs the layer above one step
+earlier; only the first layer's input projection stands outside it. On a CPU, :mod:`seqpyramid.kernels.hm_lstm` runs the
+same loop, and (11) and (12), as one call each, unless boundaries are drawn or ``layer_norm`` is set.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, E embedding size.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -67,7 +69,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CellInit, start_cell
 from seqpyramid.models.heads import HeadInit
@@ -162,7 +166,6 @@ class HMLSTMConfig(ModelConfig):
 class HMLSTM(SequenceModel):
     """L layers, the loop over them, and the output module; arguments as in :class:`HMLSTMConfig`."""
 
-    step_loop = True
     slope: Tensor
 
     def __init__(
@@ -190,6 +193,7 @@ class HMLSTM(SequenceModel):
         # A buffer, because soft and drawn boundaries depend on a: a checkpoint must bring its own along.
         self.register_buffer("slope", torch.tensor(float(slope)))
         self.boundaries, self.boundary_gradient, self.summary = boundaries, boundary_gradient, summary
+        self.selection_gradient = selection_gradient
         self.cells = nn.ModuleList()
         for layer, hidden in enumerate(hidden_sizes):
             is_top = layer + 1 == len(hidden_sizes)
@@ -207,6 +211,11 @@ class HMLSTM(SequenceModel):
             )
             self.cells.append(cell)
         self.output = OutputModule(hidden_sizes, embedding_size, init=init)
+
+    @property
+    def step_loop(self) -> bool:  # type: ignore[override]
+        """Whether the plain loop will run."""
+        return not (self.has_kernel and kernels.ready())
 
     def set_progress(self, epoch: int, step: int) -> None:
         """Anneal the slope; the epoch counts from 0."""
@@ -242,6 +251,29 @@ class HMLSTM(SequenceModel):
         self, x: Tensor, lengths: Tensor, states: Sequence[LayerState]
     ) -> tuple[Tensor, Tensor, tuple[LayerState, ...]]:
         """Return h of all layers side by side (B, T, sum of H), z (B, T, L), and the last states."""
+        if self.has_kernel and kernels.fused(x, *self.cells.parameters(), *chain.from_iterable(states)):
+            layers = [cell.kernel_layer() for cell in cast("list[HMLSTMCell]", self.cells)]
+            return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
+        return self._loop(x, lengths, states)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether these options stand in :mod:`seqpyramid.kernels.hm_lstm`; drawing and normalising do not."""
+        drawn = self.boundaries == "sampling" and self.training
+        return not drawn and cast(HMLSTMCell, self.cells[0]).gain is None
+
+    def _kernel_options(self) -> hm_lstm.Options:
+        return hm_lstm.Options(
+            slope=self.slope.item(),
+            soft=self.boundaries == "soft",
+            logistic=self.boundary_gradient == "logistic",
+            choice=self.selection_gradient == "arithmetic",
+        )
+
+    def _loop(
+        self, x: Tensor, lengths: Tensor, states: Sequence[LayerState]
+    ) -> tuple[Tensor, Tensor, tuple[LayerState, ...]]:
+        """The plain twin of the kernel."""
         cells, states = cast("list[HMLSTMCell]", list(self.cells)), list(states)
         first, *others = [cell.matrices() for cell in cells]
         projected = x @ first.bottom_up.T  # z^0 = 1, so that (7) of layer 1 needs nothing of the loop
@@ -368,6 +400,11 @@ class HMLSTMCell(nn.Module):
         own, above, below = torch.split(self.weight, sizes, dim=1)
         return Matrices(own if self.idle_above else torch.cat([own, above], dim=1), below)
 
+    def kernel_layer(self) -> hm_lstm.Layer:
+        """The weights as the kernel reads them."""
+        above = 0 if self.idle_above else self.above_size
+        return hm_lstm.Layer(self.weight, self.bias, self.hidden_size, above, self.below_size)
+
     def step(self, sums: Tensor, state: LayerState, z_below: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Advance by one step.
 
@@ -420,6 +457,8 @@ class OutputModule(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (..., sum of H) to (..., E)."""
+        if h.ndim == 3 and kernels.fused(h, self.gates, self.embedding):
+            return hm_lstm.read(h, self.gates, self.embedding, self.hidden_sizes)
         gates = torch.sigmoid(nnf.linear(h, self.gates)).chunk(len(self.hidden_sizes), dim=-1)
         parts = torch.split(h, self.hidden_sizes, dim=-1)
         gated = torch.cat([g * part for g, part in zip(gates, parts, strict=True)], dim=-1)

@@ -52,8 +52,9 @@ shortcut path (without: the output is the last top); TDC, the top-down connectio
 step (without: h_{l-1} drives every step); OAC, the output aggregation (without: the top layer's output). The text that
 spells them out was not at hand: inferred from the figure's caption and from OAC having no entry for one layer.
 
-Speed: this is the plain twin, one clear step loop for any device and dtype, with the input projections hoisted
-out of it; everything faster is tested against it.
+Speed: the step loop below is the plain twin, for any option, device and dtype, with the input projections hoisted
+out of it. :mod:`seqpyramid.kernels.tp_rnn`, tested against it, takes over a layer of LSTM cells and the paper's theta
+on a CPU, several times faster.
 
 Shapes: B batch, T time steps of a layer, F input features, H hidden units, K layers, J levels, N sub-pyramids.
 """
@@ -65,7 +66,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from seqpyramid import kernels
 from seqpyramid.contracts import Needs, TaskSpec
+from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models.aggregation import AggregationMethod, Attention, OutputAggregation, StateAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, State
@@ -147,8 +150,6 @@ class TPRNNConfig(ModelConfig):
 class TPRNN(SequenceModel):
     """K TP-RNN layers and the aggregation of their outputs; arguments as in :class:`TPRNNConfig`."""
 
-    step_loop = True
-
     def __init__(
         self,
         spec: TaskSpec,
@@ -205,6 +206,12 @@ class TPRNN(SequenceModel):
             if len(self.layers) > 1 and output_aggregation
             else None
         )
+
+    @property
+    def step_loop(self) -> bool:  # type: ignore[override]
+        """Whether the plain loop will run."""
+        layers = cast("list[TPRNNLayer]", self.layers)
+        return not (kernels.ready() and all(layer.has_kernel for layer in layers))
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run the layers, each on the level-j states of the one below, and aggregate their outputs (6)."""
@@ -285,9 +292,43 @@ class TPRNNLayer(nn.Module):
             StateAggregation(granularity, method=aggregation, attention=attention) for _ in range(aggregated)
         )
         self.shortcut = StateAggregation(2, method=aggregation, attention=attention) if shortcut else None
+        self.has_kernel = cell == "lstm" and aggregation == "ours"
+        self.scrambled = attention == "scrambled"
 
     def forward(self, x: Tensor, lengths: Tensor) -> LayerResult:
-        """Run (B, T, F) step by step, all sequences abreast; each leaves at its own last step."""
+        """Run (B, T, F), each sequence up to its own length."""
+        if self.has_kernel and kernels.fused(x, *self.parameters()):
+            return self._fused(x, lengths)
+        return self._plain(x, lengths)
+
+    def _fused(self, x: Tensor, lengths: Tensor) -> LayerResult:
+        """As :meth:`_plain`, in one call."""
+        counts = self._emitted_counts(lengths)
+        theta_h, theta_c, theta_path = (
+            None if theta is None else Theta(theta.W1, theta.W2)
+            for theta in (*self.within, *[None] * (2 - len(self.within)), self.shortcut)
+        )
+        pyramids = Pyramids(
+            length=self.length,
+            granularity=self.granularity,
+            emitted_level=self.emitted_level,
+            emitted_time=max(counts),
+            scrambled=self.scrambled,
+            top_down=self.top_down,
+            top_first=self.shortcut_order == "released",
+        )
+        cell = self.cell
+        bias = cell.bias_ih if cell.bias_hh is None else cell.bias_ih + cell.bias_hh
+        weights = (cell.weight_ih, cell.weight_hh, bias)
+        assert theta_h is not None  # h is always aggregated
+        output, emitted = tp_rnn_layer(x, weights, theta_h, theta_c, theta_path, lengths, pyramids)
+        return LayerResult(output, emitted, torch.tensor(counts))
+
+    def _emitted_counts(self, lengths: Tensor) -> list[int]:
+        return [emitted_count(int(n), self.length, self.granularity, self.emitted_level) for n in lengths]
+
+    def _plain(self, x: Tensor, lengths: Tensor) -> LayerResult:
+        """Run step by step, all sequences abreast; each leaves at its own last step."""
         batch, time = len(x), int(lengths.max())
         ends = rows_by_end(lengths, x.device)
         state = self.cell.initial(batch)
@@ -320,7 +361,7 @@ class TPRNNLayer(nn.Module):
                     assert path is not None  # a sub-pyramid has just closed
                     leaving.append((rows, path.index_select(0, rows)))
 
-        counts = [emitted_count(int(n), self.length, self.granularity, self.emitted_level) for n in lengths]
+        counts = self._emitted_counts(lengths)
         return LayerResult(gather_rows(leaving), emitted.stack(max(counts)), torch.tensor(counts))
 
     def _aggregate(self, nodes: Sequence[State]) -> State:

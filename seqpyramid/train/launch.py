@@ -12,20 +12,23 @@ import torch
 
 import seqpyramid
 from seqpyramid.errors import RecipeError, StoppedError
+from seqpyramid.kernels import Mode, choose, library, ready
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """SIGUSR1 is what clusters can be asked to send before a time limit."""
 
 
-def tune_process() -> None:
-    """Set up floating point and memory; call it once, before the first tensor operation.
+def tune_process(kernels: Mode = "auto") -> None:
+    """Set up kernels, floating point and memory; call it once, before the first tensor operation.
 
     - Denormal numbers become zero. Gradients of a long plain RNN underflow towards the first steps, and processors
       that handle denormals in microcode take ten times longer for an LSTM's backward pass then. No result moves
       by more than 1e-38.
+    - ``kernels``: whether models run their compiled twins, see :mod:`seqpyramid.kernels`.
     - glibc keeps freed buffers. By default it returns every large one to the kernel, and more than half of an
       LSTM's training step on a CPU is spent in faulting the pages in again.
     """
+    choose(kernels)
     torch.set_flush_denormal(True)
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -66,6 +69,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
+        "kernels": f"compiled, vectors of {library.vector_bytes()} bytes" if ready() else "plain",
         "platform": platform.platform(),
         "flush_denormal": (torch.tensor(1e-30) * 1e-10).item() == 0.0,
     }

@@ -12,7 +12,7 @@ def what_differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     >>> what_differs({"torch": "2.6", "threads": 1}, {"torch": "2.6", "threads": 2})
     ['threads 1 -> 2']
     """
-    keys = ("seqpyramid", "torch", "device", "device_name", "threads")
+    keys = ("seqpyramid", "torch", "device", "device_name", "threads", "kernels")
     return [f"{key} {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 

@@ -60,7 +60,7 @@ def test_a_wrong_option_ends_with_one_sentence(
     benchmark_module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        benchmark_module, "tune_process", lambda: None
+        benchmark_module, "tune_process", lambda *_: None
     )  # it would change this process for good
     assert benchmark_module.main(["--device", "abacus"]) == 2
     assert "--device abacus" in capsys.readouterr().err

@@ -111,7 +111,13 @@ def test_parameters_flops_and_checkpoint() -> None:
 
 def test_state_progress_and_threads_are_the_inner_models() -> None:
     spec = TaskSpec(input_size=4, outputs=3, needs="steps", carry_state=True)
-    model = config("hm_lstm", hidden_sizes=[3, 3], embedding_size=4, slope_rate=0.5).build(spec)
+    model = config(
+        "hm_lstm",
+        hidden_sizes=[3, 3],
+        embedding_size=4,
+        slope_rate=0.5,
+        layer_norm=True,  # no kernel has layer norm
+    ).build(spec)
     assert isinstance(model, Embedded)
     model.set_progress(3, 100)
     assert model.inner.slope.item() == 2.5

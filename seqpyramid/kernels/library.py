@@ -1,0 +1,141 @@
+"""The compiled kernels: finding, loading and calling them.
+
+The C++ sources in ``native`` are compiled once for each level of the architecture, into libraries that lie beside
+them; the best one that this processor can run is loaded with ctypes. Nothing in them knows of Python or torch: they
+get pointers and sizes in one structure a call.
+
+Without a library, for want of a compiler when the package was installed, everything runs on its plain twin.
+"""
+
+import ctypes
+import platform
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "native"
+
+LEVELS: dict[str, dict[str, frozenset[str]]] = {
+    "x86_64": {
+        "x86_64_v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}),
+        "x86_64_v3": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
+        "x86_64": frozenset(),
+    },
+    "aarch64": {"aarch64": frozenset()},
+}
+"""Architecture -> levels, the best first -> flags of the processor that the level needs."""
+
+NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
+"""What other systems call the same architectures."""
+
+SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
+"""The dtypes that there are kernels for."""
+
+
+class StaleLibraryError(RuntimeError):
+    """A library was built from other sources than the Python files beside it."""
+
+
+class Arguments(ctypes.Structure):
+    """Base of a call's arguments; a subclass adds the fields of the C structure of the same name, in its order."""
+
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = (("size", ctypes.c_int64),)
+
+    size: int
+
+
+def library_file(level: str, folder: Path = FOLDER) -> Path:
+    """Where the library of a level lies."""
+    return folder / f"kernels_{level}.so"
+
+
+def runnable_levels(flags: frozenset[str], machine: str) -> list[str]:
+    """Levels that a processor with some flags can run, the best first.
+
+    >>> runnable_levels(frozenset(), "x86_64"), runnable_levels(frozenset(), "riscv64")
+    (['x86_64'], [])
+    """
+    levels = LEVELS.get(NAMES.get(machine, machine), {})
+    return [level for level, needed in levels.items() if needed <= flags]
+
+
+def processor_flags(description: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor says it can do; empty where the system does not tell."""
+    try:
+        lines = description.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load one library.
+
+    Raises:
+        OSError: it is not there, or was made for another system.
+    """
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def load(folder: Path = FOLDER) -> ctypes.CDLL | None:
+    """Load the best library that runs here; None, after one notice, where there is none."""
+    for level in runnable_levels(processor_flags(), platform.machine()):
+        try:
+            return open_library(library_file(level, folder))
+        except OSError:
+            continue
+    print(
+        "seqpyramid: no compiled kernels here, so the plain recurrences run, several times slower; "
+        "installing again with a C++ compiler at hand builds them",
+        file=sys.stderr,
+    )
+    return None
+
+
+def available() -> bool:
+    """Whether there are compiled kernels for this processor."""
+    return load() is not None
+
+
+def call(function: str, dtype: torch.dtype, arguments: Arguments) -> None:
+    """Call ``seqpyramid_<function>_<dtype>``.
+
+    Raises:
+        StaleLibraryError: the library's structure has another size, or it lacks the function.
+        MemoryError: there was no memory for the packed weights.
+    """
+    library = load()
+    assert library is not None  # callers asked available()
+    arguments.size = ctypes.sizeof(arguments)
+    try:
+        code = library[f"seqpyramid_{function}_{SUFFIXES[dtype]}"](ctypes.byref(arguments))
+    except AttributeError:
+        code = STALE
+    if code == STALE:
+        raise StaleLibraryError(
+            f"the compiled kernels in {FOLDER} are older than their Python files; install the package again"
+        )
+    if code:
+        raise MemoryError(f"no memory for the kernel {function}")
+
+
+def vector_bytes() -> int:
+    """Bytes of one vector of the loaded library."""
+    library = load()
+    assert library is not None  # callers asked available()
+    return int(library.seqpyramid_vector_bytes())
+
+
+STALE = 2
+"""What a kernel returns when it gets a structure of another size; 1 is want of memory (see native/interface.h)."""
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's first element, for a ``c_void_p`` field."""
+    return None if tensor is None else tensor.data_ptr()

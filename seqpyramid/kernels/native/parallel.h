@@ -1,0 +1,90 @@
+// One fork and join a layer call: a batch is cut into slices of rows, and a thread takes one slice through all steps.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace seqpyramid {
+
+// Rows [first, last) of a batch whose lengths do not increase from row to row.
+struct Slice {
+  long first, last;
+  const int64_t* lengths;  // of the whole batch
+
+  long rows() const { return last - first; }
+
+  // How many rows, from the first, have a step t.
+  long active(long t) const {
+    long end = last;
+    while (end > first && lengths[end - 1] <= t) --end;
+    return end - first;
+  }
+
+  long steps() const { return rows() ? lengths[first] : 0; }
+};
+
+// How many slices make a batch: of some 32 rows, which keeps a step's states in a core's cache and still lets the
+// weights and their gradients, read once a step, serve many rows; of fewer where that gives only a few slices; and one
+// for every thread at least. Up to four threads it does not depend on the threads, and neither does any result.
+inline long slice_count(long batch, long threads) {
+  const long rows = std::clamp((batch + 3) / 4, 8L, 32L);
+  return std::max((batch + rows - 1) / rows, std::min(threads, batch));
+}
+
+// At most `count` slices with about the same number of steps, none empty; a function of its arguments alone, so that
+// sums over slices come out the same in every call.
+inline std::vector<Slice> cut(const int64_t* lengths, long batch, long count) {
+  long left = 0;
+  for (long row = 0; row < batch; ++row) left += lengths[row];
+  std::vector<Slice> slices;
+  long first = 0;
+  for (long parts = std::min(count, batch); parts > 0 && first < batch; --parts) {
+    const long share = (left + parts - 1) / parts;
+    long last = first, steps = 0;
+    while (last < batch && (parts == 1 || last == first || steps + lengths[last] <= share))
+      steps += lengths[last++];
+    slices.push_back({first, last, lengths});
+    left -= steps;
+    first = last;
+  }
+  return slices;
+}
+
+// Run work(0) ... work(count - 1) on some threads, the caller's among them; each takes the next piece that nobody has
+// taken. One thread starts none. Workers have the caller's floating-point mode (denormals). `work` must not throw: let
+// it allocate beforehand.
+template <class Work>
+void run_parallel(long count, long threads, const Work& work) {
+  std::atomic<long> next{0};
+  const auto take = [&] {
+    for (long piece = next++; piece < count; piece = next++) work(piece);
+  };
+  std::fenv_t mode;
+  std::fegetenv(&mode);
+  std::vector<std::thread> others;
+  others.reserve(size_t(std::max(threads, 1L)));
+  try {
+    for (long started = 1; started < std::min(threads, count); ++started)
+      others.emplace_back([&] {
+        std::fesetenv(&mode);
+        take();
+      });
+  } catch (const std::system_error&) {
+    // The system grants no further thread: those there are do it all.
+  }
+  take();
+  for (std::thread& thread : others) thread.join();
+}
+
+// A thread for each piece.
+template <class Work>
+void run_parallel(long count, const Work& work) {
+  run_parallel(count, count, work);
+}
+
+}  // namespace seqpyramid

@@ -1,0 +1,179 @@
+// Small matrix products on register tiles, and the layouts of weights that they read.
+//
+// A recurrent layer's weights (G H, K), rows ordered gate by gate, are cut into blocks of as many units as a vector
+// has lanes (V). H is padded to whole blocks with zeros. Two packed forms:
+//
+//   forward   [block][k][gate][V]          one tile of rows gives all gates of a block's units, on registers
+//   backward  [block][gate][V][padded K]   one block's gate gradients give their share of the sources' gradient
+//
+// Gates and their gradients are laid out [row][block][gate][V]; states [row][padded H].
+//
+// Shapes: M rows, K depth, H hidden units, G gates, V lanes.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "vector.h"
+
+namespace seqpyramid {
+
+// Rows of a tile four vectors wide that fit the registers: sums, one row of the right factor, one broadcast.
+#if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int TILE_ROWS = 6;
+#elif SEQPYRAMID_VECTOR_BYTES == 32
+constexpr int TILE_ROWS = 3;
+#else
+constexpr int TILE_ROWS = 2;
+#endif
+
+// Zeroed memory on a cache line's boundary, so that no vector crosses a line.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t size) {
+    const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_.get(), 0, bytes);
+  }
+  T* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T[], Free> data_;
+};
+
+// Rows of a matrix: where the first lies, and how far apart they are. No data: zeros.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  long stride = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  T* at(long row, long column = 0) const { return data + row * stride + column; }
+  operator Rows<const T>() const { return {data, stride}; }
+};
+
+// Rows of a matrix from one of them on.
+template <class T>
+Rows<const T> rows_of(const void* data, long row, long stride) {
+  return {data ? static_cast<const T*>(data) + row * stride : nullptr, stride};
+}
+
+template <class T>
+Rows<T> rows_of(void* data, long row, long stride) {
+  return {data ? static_cast<T*>(data) + row * stride : nullptr, stride};
+}
+
+template <class T>
+void copy_rows(long first, long last, Rows<const T> from, Rows<T> to, long width) {
+  for (long row = first; row < last; ++row) std::copy_n(from.at(row), width, to.at(row));
+}
+
+// The forward form of `weight`, whose row g H + u starts at weight + (g H + u) * stride.
+template <class T>
+Buffer<T> pack_forward(const T* weight, long stride, long gates, long hidden, long depth) {
+  const long V = LANES<T>, blocks = padded<T>(hidden) / V;
+  Buffer<T> packed(size_t(blocks) * depth * gates * V);
+  for (long g = 0; g < gates; ++g)
+    for (long u = 0; u < hidden; ++u)
+      for (long k = 0; k < depth; ++k)
+        packed.data()[((u / V * depth + k) * gates + g) * V + u % V] = weight[(g * hidden + u) * stride + k];
+  return packed;
+}
+
+// The backward form.
+template <class T>
+Buffer<T> pack_backward(const T* weight, long stride, long gates, long hidden, long depth) {
+  const long V = LANES<T>, blocks = padded<T>(hidden) / V, width = padded<T>(depth);
+  Buffer<T> packed(size_t(blocks) * gates * V * width);
+  for (long g = 0; g < gates; ++g)
+    for (long u = 0; u < hidden; ++u)
+      std::memcpy(packed.data() + ((u / V * gates + g) * V + u % V) * width, weight + (g * hidden + u) * stride,
+                  sizeof(T) * depth);
+  return packed;
+}
+
+// Add a gradient in the forward form to `weight`, laid out as for pack_forward.
+template <class T>
+void unpack_add(const T* packed, T* weight, long stride, long gates, long hidden, long depth) {
+  const long V = LANES<T>;
+  for (long g = 0; g < gates; ++g)
+    for (long u = 0; u < hidden; ++u)
+      for (long k = 0; k < depth; ++k)
+        weight[(g * hidden + u) * stride + k] += packed[((u / V * depth + k) * gates + g) * V + u % V];
+}
+
+// sum[i][j] += over k of a[i * a_row + k * a_depth] * b[k * b_depth + j V]; sum stays on registers.
+template <class T, int ROWS, int VECTORS>
+SEQPYRAMID_INLINE void multiply_add(long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
+                                    Vector<T> (&sum)[ROWS][VECTORS]) {
+  for (long k = 0; k < depth; ++k, a += a_depth, b += b_depth) {
+    Vector<T> right[VECTORS];
+    SEQPYRAMID_UNROLL
+    for (int j = 0; j < VECTORS; ++j) right[j] = load(b + j * LANES<T>);
+    SEQPYRAMID_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      const Vector<T> left = broadcast<T>(a[i * a_row]);
+      SEQPYRAMID_UNROLL
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] += left * right[j];
+    }
+  }
+}
+
+// Call tile(std::integral_constant<int, R>, first row) for tiles that cover `rows` rows.
+template <class Tile>
+SEQPYRAMID_INLINE void for_row_tiles(long rows, Tile&& tile) {
+  long i = 0;
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS) tile(std::integral_constant<int, TILE_ROWS>{}, i);
+  if constexpr (TILE_ROWS > 4)
+    for (; i + 4 <= rows; i += 4) tile(std::integral_constant<int, 4>{}, i);
+  if constexpr (TILE_ROWS > 2)
+    for (; i + 2 <= rows; i += 2) tile(std::integral_constant<int, 2>{}, i);
+  for (; i < rows; ++i) tile(std::integral_constant<int, 1>{}, i);
+}
+
+template <class T, int VECTORS>
+void add_product_strip(long rows, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c,
+                       long c_row) {
+  for_row_tiles(rows, [&](auto tile, long first) {
+    constexpr int ROWS = decltype(tile)::value;
+    T* out = c + first * c_row;
+    Vector<T> sum[ROWS][VECTORS];
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < VECTORS; ++j) sum[i][j] = load(out + i * c_row + j * LANES<T>);
+    multiply_add<T, ROWS, VECTORS>(depth, a + first * a_row, a_row, a_depth, b, b_depth, sum);
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < VECTORS; ++j) store(out + i * c_row + j * LANES<T>, sum[i][j]);
+  });
+}
+
+// c (rows x vectors V, rows c_row apart) += a (rows x depth, any strides) * b (depth x vectors V, b_depth apart).
+//
+// Backward of a block, dg its gate gradients (M x G V): sources' gradient += dg * backward form;
+// weight gradient (forward form, K x G V) += sources^T * dg, the transpose being a matter of strides.
+template <class T>
+void add_product(long rows, long vectors, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
+                 T* c, long c_row) {
+  const long V = LANES<T>;
+  long j = 0;
+  for (; j + 4 <= vectors; j += 4)
+    add_product_strip<T, 4>(rows, depth, a, a_row, a_depth, b + j * V, b_depth, c + j * V, c_row);
+  b += j * V, c += j * V;
+  switch (vectors - j) {
+    case 3: add_product_strip<T, 3>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
+    case 2: add_product_strip<T, 2>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
+    case 1: add_product_strip<T, 1>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
+    default: break;
+  }
+}
+
+}  // namespace seqpyramid

@@ -1,0 +1,113 @@
+"""Compile the C++ kernels while the package is built; everything else stands in pyproject.toml.
+
+Each source is compiled once for every level of the architecture, since the vectors' width follows the level. Where a
+compiler is missing or fails, the package is built without kernels and runs on its plain twins.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+NATIVE = Path("seqpyramid/kernels/native")
+
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -pthread"
+)
+QUIET = "-Wall -Wextra -Wno-psabi -Wno-ignored-attributes -Wno-unknown-pragmas -Wno-unknown-warning-option"
+
+LEVELS = {
+    "x86_64": {
+        "x86_64_v4": "-march=x86-64-v4 -mprefer-vector-width=512",
+        "x86_64_v3": "-march=x86-64-v3",
+        "x86_64": "-march=x86-64",
+    },
+    "aarch64": {"aarch64": ""},
+}
+"""Architecture -> level -> the compiler's flags; seqpyramid/kernels/library.py knows the same levels."""
+
+
+class BuildKernels(build_ext):
+    """Compile the kernels into the wheel, or beside their sources for an editable install."""
+
+    def run(self) -> None:
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / NATIVE
+        machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+        levels = LEVELS.get(machine, {})
+        compiler = find_compiler()
+        if compiler is None or not levels:
+            reason = "no C++ compiler found" if levels else f"no kernels for {machine}"
+            print(f"seqpyramid: {reason}; the plain recurrences will run", file=sys.stderr)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            build(compiler, levels, folder, Path(self.build_temp))
+        except (subprocess.CalledProcessError, OSError) as error:
+            output = getattr(error, "stderr", None) or error
+            print(f"seqpyramid: kernels not built, the plain recurrences will run\n{output}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / NATIVE
+        return [str(path) for path in folder.glob("kernels_*.so")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class PlainPythonWheel(bdist_wheel):
+    """The kernels do not depend on Python's version, so neither does the wheel."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def find_compiler() -> list[str] | None:
+    """The command in CXX, else the first usual one that is installed."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def build(compiler: list[str], levels: dict[str, str], folder: Path, temporary: Path) -> None:
+    """Compile every source for every level, then link one library a level."""
+    sources = sorted((ROOT / NATIVE).glob("*.cpp"))
+    objects = {level: [temporary / level / f"{source.stem}.o" for source in sources] for level in levels}
+
+    def compile_one(level: str, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = f"{FLAGS} {QUIET} {levels[level]}".split()
+        run([*compiler, *flags, "-c", str(source), "-o", str(target)])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [
+            pool.submit(compile_one, level, source, target)
+            for level in levels
+            for source, target in zip(sources, objects[level], strict=True)
+        ]
+        for job in jobs:
+            job.result()
+    for level, parts in objects.items():
+        library = folder / f"kernels_{level}.so"
+        unfinished = library.with_suffix(".unfinished")
+        run([*compiler, "-shared", "-pthread", *map(str, parts), "-o", str(unfinished)])
+        unfinished.replace(library)  # a process that has the old one loaded keeps it
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; its messages come with the exception."""
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+setup(
+    ext_modules=[Extension("seqpyramid.kernels.native", sorted(map(str, NATIVE.glob("*.cpp"))))],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlainPythonWheel},
+)

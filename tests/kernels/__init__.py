@@ -1,0 +1,47 @@
+"""What the kernels' tests share: a skip where nothing is compiled, threads, and a comparison with the plain twin."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqpyramid import kernels
+from seqpyramid.kernels import library
+
+LEVELS = [
+    level
+    for level in library.runnable_levels(library.processor_flags(), platform.machine())
+    if library.library_file(level).exists()
+]
+needs_kernels = pytest.mark.skipif(
+    not LEVELS, reason="no compiled kernels (python setup.py build_ext --inplace)"
+)
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""Relative to the largest entry."""
+
+
+@contextmanager
+def running(mode: kernels.Mode, threads: int = 1) -> Iterator[None]:
+    """One of the twins on some threads."""
+    before = kernels.chosen(), torch.get_num_threads()
+    kernels.choose(mode)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        kernels.choose(before[0])
+        torch.set_num_threads(before[1])
+
+
+def assert_same(expected: Sequence[Tensor], found: Sequence[Tensor], *, slack: float = 1.0) -> None:
+    """Agreement up to rounding, each tensor measured by its largest entry."""
+    assert len(expected) == len(found) > 0
+    for k, (e, f) in enumerate(zip(expected, found, strict=True)):
+        assert e.shape == f.shape
+        scale = max(e.abs().max().item(), 1e-3 if e.dtype == torch.float32 else 1e-9) if e.numel() else 1.0
+        worst = (e - f).abs().max().item() if e.numel() else 0.0
+        assert worst <= slack * TOLERANCE[e.dtype] * scale, f"tensor {k}: {worst / scale:.1e} off"

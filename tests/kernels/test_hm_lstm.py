@@ -1,0 +1,373 @@
+"""The HM-LSTM kernel against its plain twin, finite differences, and itself."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqpyramid import kernels
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import hm_lstm, library
+from seqpyramid.models.hm_lstm import HMLSTM, HMLSTMConfig, LayerState
+from tests.kernels import LEVELS, needs_kernels, running
+
+pytestmark = needs_kernels
+
+NATIVE = Path(hm_lstm.__file__).parent / "native"
+Results = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _fused() -> Iterator[None]:
+    with running("fused"):
+        yield
+
+
+def build(
+    sizes: list[int],
+    inputs: int = 2,
+    *,
+    carry: bool = False,
+    spread: float = 0.7,
+    seed: int = 0,
+    **fields: object,
+) -> HMLSTM:
+    """A model with weights wide enough for all three operations."""
+    spec = TaskSpec(input_size=inputs, outputs=3, needs="steps", carry_state=carry)
+    fields = {"hidden_sizes": sizes, "embedding_size": 4, "slope": 1.5} | fields
+    model = HMLSTMConfig.model_validate_json(json.dumps(fields)).build(spec).double()
+    assert isinstance(model, HMLSTM)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, spread, generator=generator)
+    return model
+
+
+def batch(model: HMLSTM, rows: int, time: int, seed: int = 1) -> tuple[Tensor, tuple[LayerState, ...]]:
+    """Inputs, and a first state with boundaries of 0 and 1, all asking for gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = model.slope.dtype
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    states = []
+    for cell in model.cells:
+        z = (draw(rows, 1) * cell.boundary > 0).to(dtype).requires_grad_()
+        states.append((draw(rows, cell.hidden_size), draw(rows, cell.hidden_size), z))
+    return draw(rows, time, model.spec.input_size), tuple(states)
+
+
+def results(
+    model: HMLSTM, x: Tensor, lengths: Tensor, states: tuple[LayerState, ...], *, plain: bool
+) -> Results:
+    """What one of the twins gives: outputs on the valid steps, last states where carried, and all gradients."""
+    run = model._loop if plain else model._unroll
+    h, z, after = run(x, lengths, states)
+    valid = (torch.arange(x.shape[1]) < lengths[:, None])[:, :, None]
+    found = {"h": h * valid, "z": z * valid}
+    if model.spec.carry_state:
+        found |= {
+            f"{name}_{n}": part
+            for n, state in enumerate(after)
+            for name, part in zip("hcz", state, strict=True)
+        }
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in found.values()]
+    leaves = {"x": x, **dict(model.cells.named_parameters())}
+    leaves |= {f"first {name}_{n}": p for n, s in enumerate(states) for name, p in zip("hcz", s, strict=True)}
+    loss = torch.stack(
+        [(part * weight).sum() for part, weight in zip(found.values(), weights, strict=True)]
+    ).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        found[f"gradient of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
+    return found
+
+
+def assert_twins(
+    model: HMLSTM, x: Tensor, lengths: Tensor, states: tuple[LayerState, ...], tolerance: float
+) -> None:
+    expected, found = (results(model, x, lengths, states, plain=plain) for plain in (True, False))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        atol = tolerance * max(1e-3, value.abs().max().item())
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_equals_its_plain_twin(data: st.DataObject) -> None:
+    draw = data.draw
+    soft = draw(st.booleans(), "soft")
+    model = build(
+        draw(st.lists(st.integers(1, 35), min_size=2, max_size=4), "sizes"),
+        draw(st.integers(1, 18), "inputs"),
+        carry=draw(st.booleans(), "carry"),
+        boundaries="soft" if soft else "step",
+        selection_gradient="arithmetic"
+        if soft
+        else draw(st.sampled_from(["arithmetic", "where"]), "selection"),
+        boundary_gradient=draw(st.sampled_from(["hard_sigmoid", "logistic"]), "boundary gradient"),
+        top_boundary=draw(st.booleans(), "top"),
+        cell_bias=draw(st.booleans(), "bias"),
+        seed=draw(st.integers(0, 99), "seed"),
+    )
+    rows, time = draw(st.integers(1, 9), "rows"), draw(st.integers(1, 7), "time")
+    lengths = torch.tensor(draw(st.lists(st.integers(1, time), min_size=rows, max_size=rows), "lengths"))
+    torch.set_num_threads(draw(st.integers(1, 3), "threads"))
+    x, states = batch(model, rows, time)
+    assert_twins(model, x, lengths, states, 1e-10)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_of_the_architecture(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = library.open_library(library.library_file(level))
+    monkeypatch.setattr(library, "load", lambda: loaded)
+    model = build([19, 12, 5], 3, carry=True)
+    x, states = batch(model, 9, 6)
+    assert_twins(model, x, torch.arange(9) % 6 + 1, states, 1e-10)
+
+
+@pytest.mark.parametrize("selection", ["arithmetic", "where"])
+def test_more_rows_than_a_slice_has(selection: str) -> None:
+    model = build([20, 33, 17], carry=True, selection_gradient=selection)
+    x, states = batch(model, 150, 4)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        assert_twins(model, x, torch.arange(150) % 4 + 1, states, 1e-10)
+
+
+def test_equals_its_plain_twin_in_float32() -> None:
+    """Soft boundaries only: a step at 0 may fall either way in float32."""
+    model = build([100, 41], 3, spread=0.1, boundaries="soft", carry=True).float()
+    x, states = batch(model, 7, 20)
+    assert_twins(model, x, torch.tensor([20, 1, 19, 20, 7, 20, 3]), states, 1e-5)
+
+
+def test_the_tests_see_all_three_operations() -> None:
+    model = build([20, 33, 17], carry=True)
+    shares = model(batch(model, 50, 10)[0]).diagnostics
+    rare = {name for name, share in shares.items() if "boundary" not in name and share < 0.1}
+    assert rare == {"copy_1", "flush_3"}
+
+
+def test_gradients_of_soft_boundaries_are_derivatives() -> None:
+    model = build([5, 3], 2, spread=0.4, boundaries="soft", boundary_gradient="logistic", carry=True)
+    x, states = batch(model, 2, 3)
+    flat = [part for state in states for part in state]
+    weights = list(model.cells.parameters())
+    lengths = torch.tensor([3, 2])
+
+    def run(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        h, z, after = model._unroll(x, lengths, (tensors[:3], tensors[3:6]))
+        return h, z, *(part for state in after for part in state)
+
+    assert torch.autograd.gradcheck(run, (x, *flat, *weights), nondet_tol=0)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_the_output_module_equals_its_plain_twin(data: st.DataObject) -> None:
+    draw = data.draw
+    model = build(
+        draw(st.lists(st.integers(1, 35), min_size=2, max_size=5), "sizes"),
+        embedding_size=draw(st.integers(1, 20), "embedding"),
+        seed=draw(st.integers(0, 99), "seed"),
+    )
+    rows, time = draw(st.integers(1, 20), "rows"), draw(st.integers(1, 9), "time")
+    torch.set_num_threads(draw(st.integers(1, 3), "threads"))
+    generator = torch.Generator().manual_seed(3)
+    shape = rows, time, sum(model.output.hidden_sizes)
+    h = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(
+        rows, time, model.output.embedding.shape[0], generator=generator, dtype=torch.float64
+    )
+    if draw(st.booleans(), "the same for all steps"):
+        weights = weights[:, :1].expand_as(weights)
+    found = []
+    for mode in ("plain", "fused"):
+        kernels.choose(mode)  # type: ignore[arg-type]
+        e = model.output(h)
+        gradients = torch.autograd.grad(e, [h, *model.output.parameters()], weights)
+        found.append([e, *gradients])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-11)
+
+
+def test_inference_gives_the_same_numbers() -> None:
+    model = build([20, 33, 17], carry=True)
+    x, states = batch(model, 70, 9)
+    lengths = torch.arange(70) % 9 + 1
+    trained = model._unroll(x, lengths, states)
+    with torch.no_grad():
+        found = model._unroll(x, lengths, states)
+    assert trained[0].requires_grad
+    assert not found[0].requires_grad
+    assert torch.equal(found[0], trained[0])
+    assert torch.equal(found[1], trained[1])
+    assert torch.equal(model.output(found[0]), model.output(trained[0]))
+
+
+def test_the_same_bytes_in_every_run() -> None:
+    model = build([20, 33, 17])
+    x, states = batch(model, 130, 5)
+    torch.set_num_threads(2)
+    first, second = (results(model, x, torch.full((130,), 5), states, plain=False) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_sequence_that_has_ended_keeps_its_state() -> None:
+    model = build([6, 5])
+    x, states = batch(model, 2, 6)
+    h, z, after = model._unroll(x, torch.tensor([6, 2]), states)
+    assert torch.equal(h[1, 2:], h[1, 1].expand(4, -1))
+    assert torch.equal(z[1, 2:], z[1, 1].expand(4, -1))
+    assert torch.equal(torch.cat([state[0] for state in after], dim=1)[1], h[1, 1])
+    _, _, early = model._unroll(x[:, :2], torch.tensor([2, 2]), states)
+    assert torch.equal(early[1][1][1], after[1][1][1])
+
+
+def test_layouts_of_the_inputs_do_not_matter() -> None:
+    model = build([6, 5])
+    x, states = batch(model, 3, 4)
+    lengths = torch.full((3,), 4)
+    expected, _, _ = model._unroll(x, lengths, states)
+    for other in (
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        x.transpose(1, 2).contiguous().transpose(1, 2),
+    ):
+        assert torch.equal(model._unroll(other, lengths, states)[0], expected)
+
+
+def test_the_model_calls_the_kernel_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[hm_lstm.Options] = []
+    kernel = hm_lstm.unroll
+
+    def counted(
+        x: Tensor, lengths: Tensor, layers: object, states: object, options: hm_lstm.Options
+    ) -> object:
+        calls.append(options)
+        return kernel(x, lengths, layers, states, options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hm_lstm, "unroll", counted)
+    x = batch(build([6, 5]), 3, 4)[0]
+    for fields in ({}, {"layer_norm": True}, {"boundaries": "sampling"}, {"boundaries": "soft"}):
+        build([6, 5], **fields)(x)
+    build([6, 5], boundaries="sampling", boundary_gradient="logistic", selection_gradient="where").eval()(x)
+    assert calls == [
+        hm_lstm.Options(slope=1.5, soft=False, logistic=False, choice=True),
+        hm_lstm.Options(slope=1.5, soft=True, logistic=False, choice=True),
+        hm_lstm.Options(slope=1.5, soft=False, logistic=True, choice=False),
+    ]
+    kernels.choose("plain")
+    assert build([6, 5]).step_loop
+    build([6, 5])(x)
+    assert len(calls) == 3
+    kernels.choose("auto")
+    assert not build([6, 5]).step_loop
+    assert build([6, 5], layer_norm=True).step_loop
+
+
+def test_the_whole_model_gives_the_plain_results() -> None:
+    model, lengths = build([6, 5], carry=True), torch.tensor([4, 2, 3])
+    x = batch(model, 3, 4)[0]
+    found = []
+    for mode in ("plain", "fused"):
+        kernels.choose(mode)  # type: ignore[arg-type]
+        model.zero_grad()
+        output = model(x, lengths)
+        output.outputs.square().sum().backward()
+        found.append([output.outputs, *(parameter.grad.clone() for parameter in model.parameters())])
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    model = build([6, 5])
+    x, states = batch(model, 2, 3)
+    h, _, _ = model._unroll(x, torch.tensor([3, 3]), states)
+    for loss in (h.sum(), model.output(h).sum(), model.output(h.detach()).sum()):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
+
+
+DRIVER = r"""
+#include "hm_lstm.cpp"
+#include <random>
+int main() {
+  const int64_t B = 70, T = 12, F = 3, L = 3, H[] = {100, 37, 20}, total = 157;
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 0.3f);
+  std::vector<std::vector<float>> kept;
+  auto make = [&](long n, bool draw) {
+    kept.emplace_back(n);
+    if (draw) for (float& value : kept.back()) value = normal(random);
+    return kept.back().data();
+  };
+  std::vector<int64_t> lengths(B);
+  for (long row = 0; row < B; ++row) lengths[row] = 1 + row % T;
+  for (long choice = 0; choice < 2; ++choice) {
+    LayerCall layers[L] = {};
+    Call call = {};
+    call.size = sizeof call, call.layers = L, call.steps = T, call.batch = B, call.threads = 4;
+    call.choice = choice, call.slope = 1, call.lengths = lengths.data(), call.layer = layers;
+    call.x = make(B * T * F, true), call.x_row = T * F, call.x_step = F;
+    call.h = make(B * T * total, false), call.z = make(B * T * L, false), call.x_z = make(B * T * L, false);
+    call.d_h = make(B * T * total, true), call.d_z = make(B * T * L, true), call.d_x = make(B * T * F, false);
+    for (long l = 0; l < L; ++l) {
+      LayerCall& layer = layers[l];
+      const long above = l + 1 < L ? H[l + 1] : 0, below = l ? H[l - 1] : F;
+      layer.hidden = H[l], layer.above = above, layer.below = below, layer.boundary = l + 1 < L;
+      layer.columns = H[l] + above + below, layer.below_at = H[l] + above;
+    }
+    if (seqpyramid_hm_lstm_layout_float32(&call)) return 1;
+    for (long l = 0; l < L; ++l) {
+      LayerCall& layer = layers[l];
+      const long rows = 4 * H[l] + layer.boundary;
+      layer.weight = make(rows * layer.columns, true), layer.bias = make(rows, true);
+      layer.first_h = make(B * H[l], true), layer.first_c = make(B * H[l], true), layer.first_z = make(B, false);
+      layer.last_h = make(B * H[l], false), layer.last_c = make(B * H[l], false), layer.last_z = make(B, false);
+      layer.cells = make(T * B * layer.state_stride, false), layer.gates = make(T * B * layer.gate_stride, false);
+      layer.d_weight = make(rows * layer.columns, false), layer.d_bias = make(rows, false);
+      layer.d_h = make(B * H[l], true), layer.d_c = make(B * H[l], true), layer.d_z = make(B, true);
+    }
+    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
+    ReadCall read = {};
+    const long E = 41;
+    read.size = sizeof read, read.steps = T, read.batch = B, read.layers = L, read.outputs = total;
+    read.embedded = E, read.threads = 4, read.hidden = H, read.h = call.h;
+    read.gates = make(L * total, true), read.embedding = make(E * total, true);
+    read.g = make(T * B * L, false), read.e = make(T * B * E, false), read.d_h = make(T * B * total, false);
+    read.d_e = make(B * E, true), read.d_step = 0, read.d_row = E;
+    read.d_gates = make(L * total, false), read.d_embedding = make(E * total, false);
+    if (seqpyramid_hm_lstm_read_forward_float32(&read) || seqpyramid_hm_lstm_read_backward_float32(&read)) return 1;
+  }
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_sanitizers_find_nothing(sanitizer: str, tmp_path: Path) -> None:
+    """Four threads over real shapes; a buffer's own padding may be read, nothing beyond it."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, program = tmp_path / "driver.cpp", tmp_path / "driver"
+    source.write_text(DRIVER, encoding="utf-8")
+    flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", f"-I{NATIVE}", f"-fsanitize={sanitizer}"]
+    subprocess.run(
+        [compiler, *flags, "-fno-sanitize-recover=all", str(source), "-o", str(program)], check=True
+    )
+    subprocess.run([program], check=True)

@@ -1,0 +1,150 @@
+"""Finding, choosing and building the compiled kernels, and the functions that they are made of."""
+
+import ast
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from seqpyramid import kernels
+from seqpyramid.errors import RecipeError
+from seqpyramid.kernels import library
+from seqpyramid.kernels.lstm import LstmArguments
+from tests.conftest import REPOSITORY
+from tests.kernels import LEVELS, needs_kernels, running
+
+X = torch.zeros(1)
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def without_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    library.load.cache_clear()
+    found = library.load.__wrapped__
+    monkeypatch.setattr(library, "load", lambda: found(folder))
+
+
+def test_the_best_level_that_runs_comes_first() -> None:
+    assert library.runnable_levels(frozenset(["avx2"]), "x86_64") == ["x86_64"]
+    everything = frozenset().union(*library.LEVELS["x86_64"].values())
+    assert library.runnable_levels(everything, "AMD64") == ["x86_64_v4", "x86_64_v3", "x86_64"]
+    assert library.runnable_levels(everything - {"avx512vl"}, "x86_64") == ["x86_64_v3", "x86_64"]
+    assert library.runnable_levels(frozenset(), "arm64") == ["aarch64"]
+
+
+def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
+    description = tmp_path / "cpuinfo"
+    description.write_text("model name\t: x\nflags\t\t: fpu avx2 fma\n\nflags\t\t: fpu\n", encoding="utf-8")
+    assert {"avx2", "fma", "fpu"} <= library.processor_flags(description)
+    assert library.processor_flags(tmp_path / "none") == frozenset()
+
+
+def test_one_notice_where_nothing_is_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert library.load(tmp_path) is None
+    assert library.load(tmp_path) is None
+    assert capsys.readouterr().err.count("no compiled kernels") == 1
+
+
+def test_without_a_library_auto_is_plain_and_fused_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_library(monkeypatch, tmp_path)
+    assert not library.available()
+    assert not kernels.fused(X)
+    with pytest.raises(RecipeError, match="no compiled kernels"):
+        kernels.choose("fused")
+    assert kernels.chosen() == "auto"
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(RecipeError, match="plain, fused, auto"):
+        kernels.choose("fast")  # type: ignore[arg-type]
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_when_a_kernel_may_take_over() -> None:
+    assert kernels.fused(X, X)
+    assert kernels.fused(X.double())
+    assert not kernels.fused(X, X.double())
+    assert not kernels.fused(X.bfloat16())
+    assert not kernels.fused(X.to("meta"))
+    with FlopCounterMode(display=False):
+        assert not kernels.fused(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.fused(X)
+    seen = []
+    torch.func.vmap(lambda x: seen.append(kernels.fused(x)) or x)(X)
+    torch.jit.trace(lambda x: seen.append(kernels.fused(x)) or x + 1, X, check_trace=False)
+    assert not any(seen)
+    assert seen
+    with running("plain"):
+        assert not kernels.fused(X)
+
+
+@needs_kernels
+def test_a_library_of_other_sources_is_refused() -> None:
+    class Shorter(library.Arguments):
+        _fields_ = (("batch", ctypes.c_int64),)
+
+    with pytest.raises(library.StaleLibraryError):
+        library.call("lstm_forward", torch.float32, Shorter())
+    with pytest.raises(library.StaleLibraryError):
+        library.call("no_such_kernel", torch.float32, LstmArguments())
+
+
+def test_setup_compiles_the_levels_that_are_looked_for() -> None:
+    tree = ast.parse((REPOSITORY / "setup.py").read_text(encoding="utf-8"))
+    (built,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "LEVELS"
+    )
+    assert {machine: list(levels) for machine, levels in built.items()} == {
+        machine: list(levels) for machine, levels in library.LEVELS.items()
+    }
+
+
+ACCURACY = r"""
+#include <cstdio>
+#include "vector.h"
+using namespace seqpyramid;
+template <class T> void table(double step) {
+  for (double x = -30; x < 30; x += step * LANES<T>) {
+    Vector<T> v;
+    for (long k = 0; k < LANES<T>; ++k) v[k] = T(x + step * k);
+    const Vector<T> e = exp<T>(v), s = sigmoid<T>(v), t = tanh<T>(v), small = tanh<T>(v * T(1e-6));
+    for (long k = 0; k < LANES<T>; ++k)
+      std::printf("%.20g %.20g %.20g %.20g %.20g\n", double(v[k]), double(e[k]), double(s[k]), double(t[k]),
+                  double(small[k]));
+  }
+}
+int main() { SEQPYRAMID_TYPE }
+"""
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize(("type_", "epsilon"), [("float", 2.0**-23), ("double", 2.0**-52)])
+def test_functions_are_accurate_to_the_last_digits(tmp_path: Path, type_: str, epsilon: float) -> None:
+    assert COMPILER is not None
+    source, program = tmp_path / "accuracy.cpp", tmp_path / "accuracy"
+    source.write_text(ACCURACY.replace("SEQPYRAMID_TYPE", f"table<{type_}>(0.0137);"), encoding="utf-8")
+    flags = ["-std=c++17", "-O2", "-Wno-psabi", "-Wno-ignored-attributes", "-I", str(library.FOLDER)]
+    subprocess.run([COMPILER, *flags, str(source), "-o", str(program)], check=True, capture_output=True)
+    printed = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
+    x, *found = np.loadtxt(printed.splitlines()).T.astype(np.longdouble)
+    dtype = np.float32 if type_ == "float" else np.float64
+    tiny = (x.astype(dtype) * dtype(1e-6)).astype(np.longdouble)
+    exact = [np.exp(x), 1 / (1 + np.exp(-x)), np.tanh(x), np.tanh(tiny)]
+    for name, wanted, got in zip(["exp", "sigmoid", "tanh", "small tanh"], exact, found, strict=True):
+        worst = np.max(np.abs(got - wanted) / np.abs(wanted)) / epsilon
+        assert worst < 4, f"{name}: {float(worst):.1f} units in the last place"
+
+
+def test_the_levels_found_here_run() -> None:
+    for level in LEVELS:
+        assert library.open_library(library.library_file(level)).seqpyramid_vector_bytes() in (16, 32, 64)

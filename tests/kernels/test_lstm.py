@@ -1,0 +1,252 @@
+"""The fused LSTM layer against the loop over the plain cell, and the models that call it."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels.lstm import lstm_layer
+from seqpyramid.models.base import SequenceModel
+from seqpyramid.models.cells import LSTMCell
+from seqpyramid.models.rnn import LSTMConfig
+from tests.kernels import LEVELS, assert_same, needs_kernels, running
+
+pytestmark = needs_kernels
+
+
+def plain(
+    x: Tensor, cell: LSTMCell, lengths: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cell's own step, each sequence frozen at its end: steps, h, c."""
+    h, c = cell.initial(len(x)) if state is None else state
+    steps = []
+    for t, projected in enumerate(cell.project(x).unbind(1)):
+        goes_on = (t < lengths)[:, None]
+        new_h, new_c = cell.step(projected, (h, c))
+        h, c = torch.where(goes_on, new_h, h), torch.where(goes_on, new_c, c)
+        steps.append(torch.where(goes_on, h, torch.zeros_like(h)))
+    return torch.stack(steps, 1), h, c
+
+
+def fused(
+    x: Tensor, cell: LSTMCell, lengths: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, (h, c) = lstm_layer(
+        x, cell.weight_ih, cell.weight_hh, cell.bias_ih, lengths, state, keep_steps=True
+    )
+    assert steps is not None
+    return steps, h, c
+
+
+def compare(
+    *,
+    B: int,
+    T: int,
+    F: int,
+    H: int,
+    carried: bool,
+    ragged: bool,
+    dtype: torch.dtype,
+    threads: int,
+    seed: int = 0,
+) -> None:
+    torch.manual_seed(seed)
+    cell = LSTMCell(F, H).to(dtype)
+    x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
+    state = None
+    if carried:
+        state = (
+            torch.randn(B, H, dtype=dtype, requires_grad=True),
+            torch.randn(B, H, dtype=dtype, requires_grad=True),
+        )
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+    read = [torch.randn(B, T, H, dtype=dtype), torch.randn(B, H, dtype=dtype), torch.randn(B, H, dtype=dtype)]
+    found = []
+    with running("auto", threads):
+        for layer in (plain, fused):
+            outputs = layer(x, cell, lengths, state)
+            loss = torch.stack([(o * r).sum() for o, r in zip(outputs, read, strict=True)]).sum()
+            gradients = torch.autograd.grad(loss, [x, *cell.parameters(), *(state or ())])
+            found.append([*outputs, *gradients])
+    assert_same(*found)
+
+
+@settings(max_examples=40)
+@given(
+    B=st.integers(1, 9),
+    T=st.integers(1, 7),
+    F=st.integers(1, 18),
+    H=st.integers(1, 37),
+    carried=st.booleans(),
+    ragged=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_equals_the_loop(B: int, T: int, F: int, H: int, carried: bool, ragged: bool, threads: int) -> None:
+    for dtype in (torch.float64, torch.float32):
+        compare(B=B, T=T, F=F, H=H, carried=carried, ragged=ragged, dtype=dtype, threads=threads)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_equals_the_loop(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = library.open_library(library.library_file(level))
+    monkeypatch.setattr(library, "load", lambda: compiled)
+    for dtype in (torch.float64, torch.float32):
+        compare(B=13, T=5, F=3, H=21, carried=True, ragged=True, dtype=dtype, threads=2)
+
+
+def test_many_rows_and_units() -> None:
+    """More rows than go through time together, and more units than one tile of columns."""
+    compare(B=150, T=3, F=2, H=100, carried=False, ragged=True, dtype=torch.float32, threads=2)
+
+
+def test_gradient_is_the_derivative() -> None:
+    torch.manual_seed(0)
+    cell = LSTMCell(2, 3).double()
+    x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([2, 4, 1])
+
+    def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        x, *weights = inputs
+        steps, (_, c) = lstm_layer(x, *weights, lengths, keep_steps=True)
+        assert steps is not None
+        return steps, c
+
+    assert torch.autograd.gradcheck(run, (x, *cell.parameters()))
+
+
+def layer() -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    cell = LSTMCell(3, 5).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+    return x, [p.detach().requires_grad_() for p in cell.parameters()]
+
+
+def test_without_gradients_and_without_steps_the_numbers_are_the_same() -> None:
+    x, weights = layer()
+    lengths = torch.tensor([6, 2, 1, 6])
+    steps, state = lstm_layer(x, *weights, lengths, keep_steps=True)
+    last_only = lstm_layer(x, *weights, lengths, keep_steps=False)
+    assert steps is not None
+    assert last_only[0] is None
+    with torch.no_grad():
+        quiet = lstm_layer(x, *weights, lengths, keep_steps=True)
+    assert quiet[0] is not None
+    assert not quiet[0].requires_grad
+    for a, b, c in zip((*state, steps), (*last_only[1], steps), (*quiet[1], quiet[0]), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    one, other = (torch.autograd.grad(h.sum(), [x, *weights]) for h in (state[0], last_only[1][0]))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_padding_neither_gives_nor_gets() -> None:
+    x, weights = layer()
+    lengths = torch.tensor([6, 2, 1, 5])
+    steps, state = lstm_layer(x, *weights, lengths, keep_steps=True)
+    padded = x.detach().clone()
+    for row, n in enumerate(lengths):
+        padded[row, n:] = float("nan")
+    again = lstm_layer(padded, *weights, lengths, keep_steps=True)
+    assert steps is not None
+    assert again[0] is not None
+    assert torch.equal(steps, again[0])
+    assert torch.equal(state[1], again[1][1])
+    (gradient,) = torch.autograd.grad(steps.sum() + state[1].sum(), x)
+    for row, n in enumerate(lengths):
+        assert (steps[row, n:] == 0).all()
+        assert (gradient[row, n:] == 0).all()
+        assert (gradient[row, :n] != 0).all()
+
+
+def test_strides_do_not_matter() -> None:
+    x, weights = layer()
+    lengths = torch.full((4,), 6)
+    expected = lstm_layer(x, *weights, lengths, keep_steps=False)[1][0]
+    time_major = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
+    feature_major = x.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    for other in (time_major, feature_major):
+        assert torch.equal(lstm_layer(other, *weights, lengths, keep_steps=False)[1][0], expected)
+
+
+def test_up_to_four_threads_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    cell, x, lengths = LSTMCell(1, 5), torch.randn(50, 6, 1), torch.randint(1, 7, (50,))
+    found = []
+    for threads in (1, 2, 4, 4):
+        with running("auto", threads):
+            _, h, c = fused(x, cell, lengths, None)
+            found.append(torch.autograd.grad((h * c).sum(), list(cell.parameters())))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_nan_comes_through() -> None:
+    x, weights = layer()
+    spoilt = x.detach().clone()
+    spoilt[1, 2] = float("nan")
+    h = lstm_layer(spoilt, *weights, torch.full((4,), 6), keep_steps=False)[1][0]
+    assert h[1].isnan().all()
+    assert h[0].isfinite().all()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, weights = layer()
+    h = lstm_layer(x, *weights, torch.full((4,), 6), keep_steps=False)[1][0]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(h.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_workers_treat_denormal_numbers_as_the_caller_does(flush: bool) -> None:
+    torch.set_flush_denormal(flush)
+    weights = [torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4)]
+    tiny = torch.full((4, 1), 1.5e-38)
+    with running("auto", 4):
+        _, (_, c) = lstm_layer(
+            torch.zeros(4, 1, 1), *weights, torch.ones(4, dtype=torch.int64), (tiny, tiny), keep_steps=False
+        )
+    torch.set_flush_denormal(False)
+    assert (c == 0).tolist() == [[flush]] * 4
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+STACKS = [
+    {},
+    {"layers": 3, "bias": "double", "forget_bias": 1.0},
+    {"layers": 2, "output_aggregation": "sum", "output_maps": True},
+]
+
+
+def build(fields: dict[str, object], spec: TaskSpec) -> SequenceModel:
+    torch.manual_seed(0)
+    return LSTMConfig.model_validate_json(json.dumps({"hidden_size": 5, **fields})).build(spec).double()
+
+
+@pytest.mark.parametrize("fields", STACKS)
+@pytest.mark.parametrize("needs", ["summary", "steps"])
+@pytest.mark.parametrize("carry_state", [False, True])
+def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state: bool) -> None:
+    spec = TaskSpec(input_size=2, outputs=3, needs=needs, carry_state=carry_state)  # type: ignore[arg-type]
+    model = build(fields, spec)
+    x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([7, 3, 1, 6])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    modes: list[Mode] = ["plain", "fused", "auto"]
+    for mode in modes:
+        with running(mode):
+            first = model(x, lengths)
+            second = model(x.flip(1), lengths, first.state)
+            outputs = [first.outputs, first.summary, second.outputs]
+            loss = torch.stack([(o * o).sum() for o in outputs]).sum()
+            found.append([*outputs, *torch.autograd.grad(loss, [x, *parameters])])
+    plain_run, fused_run, auto_run = found
+    assert_same(plain_run, fused_run)
+    assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))

@@ -1,0 +1,101 @@
+"""The kernels under the compiler's sanitizers: no race between threads, no access outside what was given."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from seqpyramid.kernels import library
+
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+DRIVER = r"""
+#include <cmath>
+#include <vector>
+#include "lstm.cpp"
+#include "tp_rnn.cpp"
+
+// Memory of exactly the size that a kernel may touch, filled with small numbers.
+struct Memory {
+  std::vector<std::vector<float>> blocks;
+  float* operator()(size_t size, float scale = 0) {
+    std::vector<float> block(size);
+    for (size_t k = 0; k < size; ++k) block[k] = scale * std::sin(1.7f * float(k));
+    blocks.push_back(std::move(block));
+    return blocks.back().data();
+  }
+};
+
+constexpr long B = 37, T = 49, F = 3, H = 100, THREADS = 4, L = 14, G = 3;
+constexpr long P = padded<float>(H), PF = padded<float>(F);
+
+int run_lstm(const int64_t* lengths) {
+  Memory m;
+  m.blocks.reserve(64);
+  LstmArguments a{};
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
+  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
+  a.weight_ih = m(4 * H * F, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
+  float *h_first = m(B * P), *c_first = m(B * P);
+  a.h_first = h_first, a.c_first = c_first, a.h_last = m(B * P), a.c_last = m(B * P);
+  a.steps = m(T * B * P);
+  int code = seqpyramid_lstm_forward_float32(&a);  // nothing kept
+  a.cells = m(T * B * P), a.gates = m(T * B * 4 * P);
+  code |= seqpyramid_lstm_forward_float32(&a);
+  a.d_steps = m(B * T * H, .1f), a.d_steps_batch = T * H, a.d_steps_time = H;
+  a.d_h_last = m(B * P), a.d_c_last = m(B * P), a.d_x = m(T * B * PF);
+  a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
+  a.d_h_first = m(B * P), a.d_c_first = m(B * P);
+  return code | seqpyramid_lstm_backward_float32(&a);
+}
+
+int run_tp_rnn(const int64_t* lengths) {
+  Memory m;
+  m.blocks.reserve(64);
+  TpRnnArguments a{};
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
+  a.length = L, a.granularity = G, a.emitted_level = 1, a.emitted_time = (T + L - 1) / L * ((L + G - 1) / G);
+  a.scrambled = 1, a.top_down = 1, a.aggregate_cell = 1, a.top_first = 1;
+  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
+  a.weight_ih = m(4 * H * F, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
+  a.h_first = m(3 * G * G, .3f), a.h_second = m(3 * G * G, .3f);
+  a.c_first = m(3 * G * G, .3f), a.c_second = m(3 * G * G, .3f);
+  a.path_first = m(12, .3f), a.path_second = m(12, .3f);
+  a.output = m(B * P), a.emitted = m(a.emitted_time * B * P);
+  int code = seqpyramid_tp_rnn_forward_float32(&a);  // nothing kept
+  int64_t nodes = 0;
+  a.node_count = &nodes;
+  code |= seqpyramid_tp_rnn_nodes_float32(&a);
+  a.cells = m(T * B * P), a.gates = m(T * B * 4 * P);
+  a.node_h = m(nodes * B * P), a.node_c = m(nodes * B * P), a.path = m((T + L - 1) / L * B * P);
+  code |= seqpyramid_tp_rnn_forward_float32(&a);
+  a.d_output = m(B * P), a.d_emitted = m(B * a.emitted_time * H, .1f);
+  a.d_emitted_batch = a.emitted_time * H, a.d_emitted_time = H, a.d_x = m(T * B * PF);
+  a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
+  a.d_h_first = m(3 * G * G), a.d_h_second = m(3 * G * G), a.d_c_first = m(3 * G * G), a.d_c_second = m(3 * G * G);
+  a.d_path_first = m(12), a.d_path_second = m(12);
+  return code | seqpyramid_tp_rnn_backward_float32(&a);
+}
+
+int main() {
+  std::vector<int64_t> full(B, T), ragged(B);
+  for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row;
+  return run_lstm(full.data()) | run_lstm(ragged.data()) | run_tp_rnn(full.data()) | run_tp_rnn(ragged.data());
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_no_race_and_no_stray_access(sanitizer: str, tmp_path: Path) -> None:
+    assert COMPILER is not None
+    source, program = tmp_path / "driver.cpp", tmp_path / "driver"
+    source.write_text(DRIVER, encoding="utf-8")
+    flags = f"-std=c++17 -O1 -g -pthread -fsanitize={sanitizer} -fno-sanitize-recover=all -Wno-psabi".split()
+    command = [COMPILER, *flags, "-Wno-ignored-attributes", "-I", str(library.FOLDER), str(source)]
+    subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
+    finished = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stderr == ""

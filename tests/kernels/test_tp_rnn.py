@@ -1,0 +1,157 @@
+"""The fused TP-RNN layer against the plain step loop of the model."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seqpyramid import kernels
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import Mode, library
+from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, levels
+from tests.kernels import LEVELS, assert_same, needs_kernels, running
+
+pytestmark = needs_kernels
+
+Options = dict[str, object]
+
+
+def compare(
+    layer: TPRNNLayer, *, B: int, T: int, F: int, ragged: bool, dtype: torch.dtype, threads: int = 1
+) -> None:
+    """Outputs and gradients of both twins, and the outputs without gradients."""
+    torch.manual_seed(1)
+    layer = layer.to(dtype)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+    found: list[list[Tensor]] = []
+    modes: list[Mode] = ["plain", "fused"]
+    for mode in modes:
+        with running(mode, threads):
+            result = layer(x, lengths)
+            counts = result.lengths
+            has = torch.arange(result.emitted.shape[1]) < counts[:, None]
+            emitted = torch.where(has[:, :, None], result.emitted, torch.zeros_like(result.emitted))
+            generator = torch.Generator().manual_seed(2)
+            loss = sum(
+                (o * torch.randn(o.shape, generator=generator, dtype=dtype)).sum()
+                for o in (result.output, emitted)
+            )
+            assert isinstance(loss, Tensor)
+            inputs = [x, *layer.parameters()]
+            gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+            found.append([counts.to(dtype), result.output, emitted, *(g for g in gradients if g is not None)])
+            with torch.no_grad():
+                quiet = layer(x, lengths)
+            if mode == "fused":
+                assert torch.equal(quiet.output, result.output)
+                assert torch.equal(quiet.emitted, result.emitted)
+    # A relu at a rounding error from its corner, or a sum that cancels, costs float32 more than a digit.
+    assert_same(*found, slack=3 if dtype == torch.float32 else 1)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_equals_the_loop(data: st.DataObject) -> None:
+    L, g = data.draw(st.integers(1, 14), "L"), data.draw(st.integers(2, 10), "g")
+    F, H = data.draw(st.integers(1, 4), "F"), data.draw(st.integers(1, 20), "H")
+    layer = TPRNNLayer(
+        F,
+        H,
+        length=L,
+        granularity=g,
+        emitted_level=data.draw(st.integers(1, levels(L, g)), "j"),
+        attention=data.draw(st.sampled_from(["aligned", "scrambled"])),
+        shortcut_order=data.draw(st.sampled_from(["paper", "released"])),
+        aggregate_cell=data.draw(st.booleans(), "aggregate_cell"),
+        shortcut=data.draw(st.booleans(), "shortcut"),
+        top_down=data.draw(st.booleans(), "top_down"),
+        bias=data.draw(st.sampled_from(["single", "double"])),
+    )
+    compare(
+        layer,
+        B=data.draw(st.integers(1, 7), "B"),
+        T=data.draw(st.integers(1, 30), "T"),
+        F=F,
+        ragged=data.draw(st.booleans(), "ragged"),
+        dtype=torch.float64,
+        threads=data.draw(st.integers(1, 3), "threads"),
+    )
+
+
+@pytest.mark.parametrize(("L", "g"), [(9, 3), (7, 7), (12, 2)])
+def test_float32(L: int, g: int) -> None:
+    compare(TPRNNLayer(2, 33, length=L, granularity=g), B=6, T=23, F=2, ragged=True, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_equals_the_loop(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = library.open_library(library.library_file(level))
+    monkeypatch.setattr(library, "load", lambda: compiled)
+    layer = TPRNNLayer(3, 9, length=8, granularity=3, attention="scrambled")
+    compare(layer, B=5, T=21, F=3, ragged=True, dtype=torch.float64, threads=2)
+
+
+def test_more_rows_than_go_through_time_together() -> None:
+    compare(
+        TPRNNLayer(1, 4, length=4, granularity=2),
+        B=150,
+        T=9,
+        F=1,
+        ragged=True,
+        dtype=torch.float64,
+        threads=2,
+    )
+
+
+def build(**options: object) -> TPRNN:
+    torch.manual_seed(0)
+    fields: Options = {"hidden_size": 5, "pyramid_length": [6, 3], "granularity": [3, 2], **options}
+    model = TPRNNConfig.model_validate_json(json.dumps(fields)).build(TaskSpec(input_size=2, outputs=3))
+    assert isinstance(model, TPRNN)
+    return model.double()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": "aligned", "input_level": 2}, {"output_aggregation": False}]
+)
+def test_models_give_the_same(options: Options) -> None:
+    model = build(**options)
+    x = torch.randn(4, 31, 2, dtype=torch.float64)
+    found = []
+    modes: list[Mode] = ["plain", "fused", "auto"]
+    for mode in modes:
+        with running(mode):
+            outputs = model(x, torch.tensor([31, 6, 1, 20])).outputs
+            gradients = torch.autograd.grad(
+                outputs.square().sum(), list(model.parameters()), allow_unused=True
+            )
+            found.append([outputs, *(g for g in gradients if g is not None)])
+    plain, fused, auto = found
+    assert_same(plain, fused)
+    assert all(torch.equal(a, b) for a, b in zip(fused, auto, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain, fused, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"cell": "gru"}, {"aggregation": "mean"}])
+def test_other_cells_and_aggregations_stay_on_the_plain_path(options: Options) -> None:
+    model, x = build(**options), torch.randn(2, 13, 2, dtype=torch.float64)
+    with running("fused"):
+        fused = model(x).outputs
+        assert model.step_loop
+    with running("plain"):
+        assert torch.equal(model(x).outputs, fused)
+
+
+def test_all_threads_are_used_where_the_kernel_runs() -> None:
+    model = build()
+    with running("auto"):
+        assert not model.step_loop
+    with running("plain"):
+        assert model.step_loop
+    assert kernels.chosen() == "auto"
