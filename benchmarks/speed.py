@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import torch
 
+from seqpyramid import kernels
 from seqpyramid.analysis.memory import resident_peak, restart_peak
 from seqpyramid.analysis.speed import (
     Ratio,
     ReferenceLSTM,
+    Step,
     inference_step,
     ratios,
     synthetic_batch,
@@ -57,7 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(header(device), flush=True)
         before = cpu_seconds()
         rows = compare(
-            models, spec, batch_size=options.batch, time=options.time, rounds=options.rounds, device=device
+            models,
+            spec,
+            batch_size=options.batch,
+            time=options.time,
+            rounds=options.rounds,
+            device=device,
+            twins=options.twins,
         )
         after = cpu_seconds()
     except UserError as error:
@@ -80,20 +88,41 @@ def compare(
     time: int,
     rounds: int,
     device: torch.device,
+    twins: bool = False,
 ) -> list[Row]:
-    """Measure the reference and the models on one synthetic batch: training steps first, then inference."""
+    """Measure the reference and the models on one synthetic batch: training steps first, then inference.
+
+    With ``twins`` every model is measured on its plain twin too, whatever kernels there are.
+    """
     batch = synthetic_batch(spec, batch_size=batch_size, time=time, device=device)
     reference = f"torch.nn.LSTM({spec.input_size},{ReferenceLSTM.hidden_size})"
     everyone: dict[str, SequenceModel] = {reference: ReferenceLSTM(spec), **models}
     for model in everyone.values():
         model.to(device)
     training = {name: training_step(model, batch) for name, model in everyone.items()}
+    if twins:
+        training |= {f"{name}, plain": plain(training[name]) for name in models}
     train = ratios(training, reference, rounds, device=device)
     forward = {name: inference_step(model, batch) for name, model in everyone.items()}
+    if twins:
+        forward |= {f"{name}, plain": plain(forward[name]) for name in models}
     inference = ratios(forward, reference, rounds, device=device)
     return [
-        Row(name, model.parameter_count, train[name], inference[name]) for name, model in everyone.items()
+        Row(name, everyone[name.removesuffix(", plain")].parameter_count, train[name], inference[name])
+        for name in training
     ]
+
+
+def plain(step: Step) -> Step:
+    """The same step on the plain twin."""
+
+    def run() -> None:
+        before = kernels.chosen()
+        kernels.choose("plain")
+        step()
+        kernels.choose(before)
+
+    return run
 
 
 def table(rows: Sequence[Row], *, batch_size: int) -> str:
@@ -116,7 +145,8 @@ def header(device: torch.device) -> str:
     known = environment(device)
     return (
         f"{known['device_name']}, {os.cpu_count()} CPU cores, {known['platform']}; torch {known['torch']}, "
-        f"{known['threads']} threads; freed buffers {freed_buffers()}, denormals {denormals()}."
+        f"{known['threads']} threads, kernels {known['kernels']}; freed buffers {freed_buffers()}, "
+        f"denormals {denormals()}."
     )
 
 
@@ -179,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", type=int, default=784, help="T, steps of a sequence (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--twins", action="store_true", help="measure the plain twin of every model too")
     parser.add_argument(
         "--untuned",
         action="store_true",

@@ -35,7 +35,8 @@ torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the las
 the next, a layer above another needs only every (s_l / s_{l-1})-th of its states, counted back from the sequence's
 end. Kept states are consecutive for the next layer, so a stack of plain recurrences with subsampling between them
 remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used whenever it applies. A GRU with
-``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps runs it.
+``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps runs it. On a CPU the layers of an
+LSTM are those of :mod:`seqpyramid.kernels.lstm`.
 
 Shapes: B batch, T time steps, F input features, H hidden units of the top layer, L layers, K outputs.
 """
@@ -49,7 +50,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels.lstm import lstm_layer
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
 from seqpyramid.models.heads import HeadInit
@@ -212,7 +215,7 @@ class DilatedRNN(SequenceModel):
         time = len(x)
         for layer, dilation in zip(self.layers, self.dilations, strict=True):
             ways = min(dilation, time)  # more sub-sequences than steps would be empty ones
-            x = unfold(layer(fold(x, ways))[0], ways, time)
+            x = unfold(all_states(layer, fold(x, ways)), ways, time)
         return x
 
     def recent(self, steps: Tensor, lengths: Tensor) -> Tensor:
@@ -232,8 +235,9 @@ class DilatedRNN(SequenceModel):
         for k, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
             if k:
                 x, counts = subsample(x, counts, dilation // self.dilations[k - 1])
-            x = layer(x)[0]
-        last = last_steps(x.transpose(0, 1), counts)
+            if k + 1 < len(self.layers):
+                x = all_states(layer, x)
+        last = last_state(layer, x, counts)
         if first == 1:
             return last
         positions = lengths[:, None] - first + torch.arange(first)
@@ -254,6 +258,30 @@ class DilatedRNN(SequenceModel):
                 steps = -(-steps // (self.dilations[k] // self.dilations[k - 1]))
             total += 2 * ways * steps * self.gates * above * (below + above)
         return total
+
+
+def all_states(layer: nn.Module, x: Tensor) -> Tensor:
+    """States of one layer at all steps: (T, B, F) -> (T, B, H)."""
+    if isinstance(layer, nn.LSTM) and kernels.fused(x, *layer.parameters()):
+        full = torch.full((x.shape[1],), len(x))
+        steps, _ = lstm_layer(x.transpose(0, 1), *lstm_weights(layer), full, keep_steps=True)
+        assert steps is not None  # they were asked for
+        return steps.transpose(0, 1)
+    return layer(x)[0]  # type: ignore[no-any-return]
+
+
+def last_state(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    """State of one layer at each sequence's own last step: (T, B, F) -> (B, H)."""
+    if isinstance(layer, nn.LSTM) and kernels.fused(x, *layer.parameters()):
+        _, (h, _) = lstm_layer(x.transpose(0, 1), *lstm_weights(layer), lengths, keep_steps=False)
+        return h
+    return last_steps(all_states(layer, x).transpose(0, 1), lengths)
+
+
+def lstm_weights(layer: nn.LSTM) -> tuple[Tensor, Tensor, Tensor]:
+    """U, W and the sum of the two bias vectors."""
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
+    return weight_ih, weight_hh, bias_ih + bias_hh
 
 
 class ResetBeforeGRU(nn.Module):
