@@ -96,7 +96,8 @@ def compare(
     """
     batch = synthetic_batch(spec, batch_size=batch_size, time=time, device=device)
     reference = f"torch.nn.LSTM({spec.input_size},{ReferenceLSTM.hidden_size})"
-    everyone: dict[str, SequenceModel] = {reference: ReferenceLSTM(spec), **models}
+    stack = f"{reference}, three layers"
+    everyone = {reference: ReferenceLSTM(spec), stack: ReferenceLSTM(spec, layers=3), **models}
     for model in everyone.values():
         model.to(device)
     training = {name: training_step(model, batch) for name, model in everyone.items()}

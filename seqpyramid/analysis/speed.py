@@ -82,13 +82,18 @@ class Ratio:
 
 
 class ReferenceLSTM(SequenceModel):
-    """``torch.nn.LSTM(F, 100)`` and a linear head: the candidate that every speed is compared with."""
+    """``torch.nn.LSTM(F, 100)`` and a linear head: the candidate that every speed is compared with.
+
+    Args:
+        spec: the task's side of the contract.
+        layers: L; three for what is compared with three-layer models.
+    """
 
     hidden_size = 100
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TaskSpec, *, layers: int = 1) -> None:
         super().__init__(spec, summary_size=self.hidden_size)
-        self.lstm = nn.LSTM(spec.input_size, self.hidden_size, batch_first=True)
+        self.lstm = nn.LSTM(spec.input_size, self.hidden_size, layers, batch_first=True)
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run the LSTM over x (B, T, F)."""
@@ -96,8 +101,9 @@ class ReferenceLSTM(SequenceModel):
         return Encoding(summary=last_steps(steps, lengths), steps=steps, state=state)
 
     def encoder_flops(self, time: int) -> int:
-        """Four gates, each reading F inputs and H states."""
-        return time * 2 * 4 * self.hidden_size * (self.spec.input_size + self.hidden_size)
+        """Four gates a layer, each reading F inputs, or H states from below, and H states."""
+        above = 2 * self.hidden_size * (self.lstm.num_layers - 1)
+        return time * 2 * 4 * self.hidden_size * (self.spec.input_size + self.hidden_size + above)
 
 
 def synthetic_batch(

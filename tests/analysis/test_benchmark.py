@@ -7,8 +7,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from seqpyramid import kernels
 from seqpyramid.analysis.speed import Ratio, ReferenceLSTM, Timing
 from seqpyramid.contracts import TaskSpec
+from seqpyramid.models.base import Encoding
 
 SPEC = TaskSpec(input_size=2, outputs=3)
 
@@ -23,10 +25,29 @@ def test_every_model_is_compared_with_the_reference(benchmark_module: ModuleType
     rows = benchmark_module.compare(
         {"twin": ReferenceLSTM(SPEC)}, SPEC, batch_size=2, time=3, rounds=4, device=torch.device("cpu")
     )
-    assert [row.name for row in rows] == ["torch.nn.LSTM(2,100)", "twin"]
+    stack = "torch.nn.LSTM(2,100), three layers"
+    assert [row.name for row in rows] == ["torch.nn.LSTM(2,100)", stack, "twin"]
     assert rows[0].train.median == rows[0].inference.median == 1.0
-    assert {row.parameters for row in rows} == {4 * 100 * (2 + 100 + 2) + 303}
+    one = 4 * 100 * (2 + 100 + 2) + 303
+    assert [row.parameters for row in rows] == [one, one + 2 * 4 * 100 * (100 + 100 + 2), one]
     assert {ratio.seconds.n for row in rows for ratio in (row.train, row.inference)} == {4}
+
+
+def test_a_twin_is_measured_without_kernels(benchmark_module: ModuleType) -> None:
+    seen = []
+
+    class Watched(ReferenceLSTM):
+        def encode(self, x: torch.Tensor, lengths: torch.Tensor, state: object = None) -> Encoding:
+            seen.append(kernels.chosen())
+            return super().encode(x, lengths, state)
+
+    rows = benchmark_module.compare(
+        {"a": Watched(SPEC)}, SPEC, batch_size=2, time=3, rounds=1, device=torch.device("cpu"), twins=True
+    )
+    assert [row.name for row in rows][2:] == ["a", "a, plain"]
+    assert rows[2].parameters == rows[3].parameters
+    assert seen.count("auto") == seen.count("plain") > 0
+    assert kernels.chosen() == "auto"
 
 
 def test_the_table_gives_sequences_a_second(benchmark_module: ModuleType) -> None:
