@@ -223,7 +223,7 @@ def _arguments(
     """What both passes share."""
     arguments = CallArguments()
     arguments.layers, arguments.batch, arguments.steps = len(sizes), x.shape[0], x.shape[1]
-    arguments.threads = torch.get_num_threads()
+    arguments.threads = library.threads()
     arguments.slope, arguments.soft = options.slope, options.soft
     arguments.logistic, arguments.choice = options.logistic, options.choice
     arguments.lengths = pointer(lengths)
@@ -285,7 +285,7 @@ def _read_arguments(h: Tensor, gates: Tensor, embedding: Tensor, sizes: Tensor) 
     arguments = ReadArguments()
     arguments.steps, arguments.batch, arguments.outputs = h.shape
     arguments.layers, arguments.embedded = len(gates), len(embedding)
-    arguments.threads, arguments.hidden = torch.get_num_threads(), pointer(sizes)
+    arguments.threads, arguments.hidden = library.threads(), pointer(sizes)
     arguments.h, arguments.gates, arguments.embedding = pointer(h), pointer(gates), pointer(embedding)
     return arguments
 

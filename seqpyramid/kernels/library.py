@@ -37,6 +37,9 @@ SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 """The dtypes that there are kernels for."""
 
 
+_threads: int | None = None
+
+
 class StaleLibraryError(RuntimeError):
     """A library was built from other sources than the Python files beside it."""
 
@@ -123,6 +126,17 @@ def call(function: str, dtype: torch.dtype, arguments: Arguments) -> None:
         )
     if code:
         raise MemoryError(f"no memory for the kernel {function}")
+
+
+def use_threads(count: int | None) -> None:
+    """Let the kernels run on so many threads from now on; None: as many as torch's operations."""
+    global _threads
+    _threads = count
+
+
+def threads() -> int:
+    """Threads that a kernel call may use."""
+    return _threads or torch.get_num_threads()
 
 
 def vector_bytes() -> int:

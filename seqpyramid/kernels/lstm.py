@@ -112,14 +112,14 @@ class LstmLayer(torch.autograd.Function):
             # the kernel does not touch what stands past a sequence's end
             full = int(lengths[-1]) == time
             steps = x.new_empty(time, batch, width) if full else x.new_zeros(time, batch, width)
-        arguments = _arguments(x, weights, first, lengths, torch.get_num_threads())
+        arguments = _arguments(x, weights, first, lengths, library.threads())
         arguments.h_last, arguments.c_last = last[0].data_ptr(), last[1].data_ptr()
         arguments.steps = library.pointer(steps)
         arguments.cells, arguments.gates = library.pointer(cells), library.pointer(gates)
         library.call("lstm_forward", x.dtype, arguments)
         if ctx is not None:
             ctx.save_for_backward(x, *weights, *first, lengths, cells, gates)
-            ctx.threads = torch.get_num_threads()
+            ctx.threads = library.threads()
             ctx.set_materialize_grads(False)
         h, c = last[..., :hidden].unbind(0)
         return None if steps is None else steps[..., :hidden].transpose(0, 1), h, c

@@ -126,7 +126,7 @@ class TpRnnLayer(torch.autograd.Function):
         batch, time = len(x), int(lengths[0])
         hidden = weights[1].shape[1]
         width = padded(hidden, x.dtype)
-        arguments = _arguments(x, weights, lengths, pyramids, torch.get_num_threads())
+        arguments = _arguments(x, weights, lengths, pyramids, library.threads())
         kept: dict[str, Tensor] = {}
         if ctx is not None:
             nodes = torch.zeros(1, dtype=torch.int64)
@@ -145,7 +145,7 @@ class TpRnnLayer(torch.autograd.Function):
         library.call("tp_rnn_forward", x.dtype, arguments)
         if ctx is not None:
             ctx.save_for_backward(x, lengths, *weights, *kept.values())
-            ctx.names, ctx.pyramids, ctx.threads = tuple(kept), pyramids, torch.get_num_threads()
+            ctx.names, ctx.pyramids, ctx.threads = tuple(kept), pyramids, library.threads()
             ctx.set_materialize_grads(False)
         return output[:, :hidden], emitted[..., :hidden].transpose(0, 1)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seqpyramid.contracts import ModelOutput, Needs, TaskSpec
 from seqpyramid.errors import DataError, RecipeError
+from seqpyramid.kernels import library
 from seqpyramid.models.heads import Head, HeadInit
 
 ALL_THREADS = torch.get_num_threads()
@@ -109,8 +110,9 @@ class SequenceModel(nn.Module, ABC):
     """
 
     step_loop: bool = False
-    """Whether the model is many small operations, one time step after the other: then one CPU thread is faster
-    than a barrier an operation, and many times faster beside a busy process."""
+    """Whether torch is left with many small operations: one time step after the other, or those around a kernel. Then
+    one CPU thread is faster than a barrier an operation, and many times faster beside a busy process; kernels
+    have threads of their own."""
     no_bfloat16: ClassVar[str | None] = None
     """Why the model cannot run in bfloat16, where it cannot."""
 
@@ -193,6 +195,9 @@ def use_threads(model: SequenceModel, asked: int | None) -> None:
 
     The choice does not look at the machine's load, so that the same command gives the same bytes.
     """
+    library.use_threads(
+        asked or ALL_THREADS
+    )  # a kernel has one fork and join a call, and no barrier in between
     torch.set_num_threads(asked or (1 if model.step_loop else ALL_THREADS))
 
 

@@ -168,6 +168,8 @@ class HMLSTM(SequenceModel):
 
     slope: Tensor
 
+    step_loop = True
+
     def __init__(
         self,
         spec: TaskSpec,
@@ -211,11 +213,6 @@ class HMLSTM(SequenceModel):
             )
             self.cells.append(cell)
         self.output = OutputModule(hidden_sizes, embedding_size, init=init)
-
-    @property
-    def step_loop(self) -> bool:  # type: ignore[override]
-        """Whether the plain loop will run."""
-        return not (self.has_kernel and kernels.ready())
 
     def set_progress(self, epoch: int, step: int) -> None:
         """Anneal the slope; the epoch counts from 0."""

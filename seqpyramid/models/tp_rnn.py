@@ -150,6 +150,8 @@ class TPRNNConfig(ModelConfig):
 class TPRNN(SequenceModel):
     """K TP-RNN layers and the aggregation of their outputs; arguments as in :class:`TPRNNConfig`."""
 
+    step_loop = True
+
     def __init__(
         self,
         spec: TaskSpec,
@@ -206,12 +208,6 @@ class TPRNN(SequenceModel):
             if len(self.layers) > 1 and output_aggregation
             else None
         )
-
-    @property
-    def step_loop(self) -> bool:  # type: ignore[override]
-        """Whether the plain loop will run."""
-        layers = cast("list[TPRNNLayer]", self.layers)
-        return not (kernels.ready() and all(layer.has_kernel for layer in layers))
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run the layers, each on the level-j states of the one below, and aggregate their outputs (6)."""

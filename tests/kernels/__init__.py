@@ -30,11 +30,13 @@ def running(mode: kernels.Mode, threads: int = 1) -> Iterator[None]:
     before = kernels.chosen(), torch.get_num_threads()
     kernels.choose(mode)
     torch.set_num_threads(threads)
+    library.use_threads(threads)
     try:
         yield
     finally:
         kernels.choose(before[0])
         torch.set_num_threads(before[1])
+        library.use_threads(None)
 
 
 def assert_same(expected: Sequence[Tensor], found: Sequence[Tensor], *, slack: float = 1.0) -> None:

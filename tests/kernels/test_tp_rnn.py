@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels import Mode, library
+from seqpyramid.models import base
 from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, levels
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
 
@@ -143,15 +143,21 @@ def test_other_cells_and_aggregations_stay_on_the_plain_path(options: Options) -
     model, x = build(**options), torch.randn(2, 13, 2, dtype=torch.float64)
     with running("fused"):
         fused = model(x).outputs
-        assert model.step_loop
     with running("plain"):
         assert torch.equal(model(x).outputs, fused)
 
 
-def test_all_threads_are_used_where_the_kernel_runs() -> None:
-    model = build()
+def test_kernels_have_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's small operations beside the kernel stay on one thread, where no barrier can wait for a busy core."""
+    model, seen = build(), []
+    monkeypatch.setattr(base, "ALL_THREADS", 3)
+    call = library.call
+    monkeypatch.setattr(
+        library, "call", lambda name, dtype, found: (seen.append(found.threads), call(name, dtype, found))
+    )
     with running("auto"):
-        assert not model.step_loop
-    with running("plain"):
-        assert model.step_loop
-    assert kernels.chosen() == "auto"
+        for asked, torchs in ((None, 1), (2, 2)):
+            base.use_threads(model, asked)
+            model(torch.randn(4, 13, 2, dtype=torch.float64))
+            assert torch.get_num_threads() == torchs
+    assert set(seen) == {3, 2}
