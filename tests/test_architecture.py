@@ -114,6 +114,7 @@ def test_tables_match_their_folders() -> None:
             "scan",
             "unrolled",
             "blocks",
+            "fused",
             "two_state",
         },
         "tasks": {

@@ -35,8 +35,8 @@ torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the las
 the next, a layer above another needs only every (s_l / s_{l-1})-th of its states, counted back from the sequence's
 end. Kept states are consecutive for the next layer, so a stack of plain recurrences with subsampling between them
 remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used whenever it applies. A GRU with
-``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps runs it. On a CPU the layers of an
-LSTM are those of :mod:`seqpyramid.kernels.lstm`.
+``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps runs it. On a CPU all layers are
+those of :mod:`seqpyramid.kernels`.
 
 Shapes: B batch, T time steps, F input features, H hidden units of the top layer, L layers, K outputs.
 """
@@ -52,9 +52,10 @@ from torch.nn import functional as nnf
 
 from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.kernels.lstm import lstm_layer
+from seqpyramid.kernels.gru import reset_before_gru_layer
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
+from seqpyramid.models.fused import run_fused
 from seqpyramid.models.heads import HeadInit
 
 Reset = Literal["before", "after"]
@@ -262,9 +263,9 @@ class DilatedRNN(SequenceModel):
 
 def all_states(layer: nn.Module, x: Tensor) -> Tensor:
     """States of one layer at all steps: (T, B, F) -> (T, B, H)."""
-    if isinstance(layer, nn.LSTM) and kernels.fused(x, *layer.parameters()):
+    if isinstance(layer, nn.RNNBase) and kernels.fused(x, *layer.parameters()):
         full = torch.full((x.shape[1],), len(x))
-        steps, _ = lstm_layer(x.transpose(0, 1), *lstm_weights(layer), full, keep_steps=True)
+        steps = run_fused(layer, x.transpose(0, 1), full, None, keep_steps=True).steps
         assert steps is not None  # they were asked for
         return steps.transpose(0, 1)
     return layer(x)[0]  # type: ignore[no-any-return]
@@ -272,16 +273,9 @@ def all_states(layer: nn.Module, x: Tensor) -> Tensor:
 
 def last_state(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
     """State of one layer at each sequence's own last step: (T, B, F) -> (B, H)."""
-    if isinstance(layer, nn.LSTM) and kernels.fused(x, *layer.parameters()):
-        _, (h, _) = lstm_layer(x.transpose(0, 1), *lstm_weights(layer), lengths, keep_steps=False)
-        return h
+    if isinstance(layer, nn.RNNBase) and kernels.fused(x, *layer.parameters()):
+        return run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=False).last
     return last_steps(all_states(layer, x).transpose(0, 1), lengths)
-
-
-def lstm_weights(layer: nn.LSTM) -> tuple[Tensor, Tensor, Tensor]:
-    """U, W and the sum of the two bias vectors."""
-    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
-    return weight_ih, weight_hh, bias_ih + bias_hh
 
 
 class ResetBeforeGRU(nn.Module):
@@ -321,6 +315,13 @@ class ResetBeforeGRU(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (T, B, F) to all states (T, B, H) and the last one (B, H)."""
+        if kernels.fused(x, *self.parameters()):
+            bias = self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
+            full = torch.full((x.shape[1],), len(x))
+            weights = (self.weight_ih, self.weight_gates, self.weight_candidate)
+            steps, h = reset_before_gru_layer(x.transpose(0, 1), *weights, bias, full, keep_steps=True)
+            assert steps is not None  # they were asked for
+            return steps.transpose(0, 1), h
         projected = nnf.linear(x, self.weight_ih, self.bias_ih)
         if self.bias_hh is not None:
             projected = projected + self.bias_hh

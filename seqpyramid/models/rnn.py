@@ -11,13 +11,13 @@ matrix for each layer's last state, then their sum (``output_aggregation: sum, o
 Deviations: the released TensorFlow cells add a constant to the forget gate while running; here it is the start of
 the (single) bias, which is the same function and the same training path.
 
-Speed: torch's layers; on a CPU the LSTM has a faster one with the same results, :mod:`seqpyramid.kernels.lstm`.
+Speed: torch's layers; on a CPU all three have faster ones with the same results, :mod:`seqpyramid.kernels`.
 
 Shapes: B batch, T time, F input features, H hidden units, K layers.
 """
 
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,10 +26,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
-from seqpyramid.kernels.lstm import lstm_layer
 from seqpyramid.models.aggregation import AggregationMethod, OutputAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
+from seqpyramid.models.fused import LayerRun, run_fused
 from seqpyramid.models.heads import HeadInit
 
 
@@ -187,16 +187,9 @@ class RecurrentStack(SequenceModel):
         summary = runs[-1].last if self.output is None else self.output([run.last for run in runs])
         return Encoding(summary, state=carried)
 
-    def _run(
-        self, layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool
-    ) -> "LayerRun":
-        if isinstance(layer, nn.LSTM) and kernels.fused(x, *layer.parameters()):
-            weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
-            before = None if state is None else (state[0][0], state[1][0])
-            steps, (h, c) = lstm_layer(
-                x, weight_ih, weight_hh, bias_ih + bias_hh, lengths, before, keep_steps=keep_steps
-            )
-            return LayerRun(steps, h, (h[None], c[None]))
+    def _run(self, layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
+        if kernels.fused(x, *layer.parameters()):
+            return run_fused(layer, x, lengths, state, keep_steps=keep_steps)
         # Running over the padding is faster than packing and cannot change a step before it; only the carried
         # state, which must be the one at each sequence's own end, needs the packed form.
         if not self.spec.carry_state or all_full(lengths, x.shape[1]):
@@ -216,14 +209,3 @@ class RecurrentStack(SequenceModel):
             reads = 1 if self.spec.needs == "summary" else time
             total += reads * self.output.flops(len(self.layers))
         return total
-
-
-class LayerRun(NamedTuple):
-    """What one layer hands on."""
-
-    steps: Tensor | None
-    """(B, T, H); None where nothing but the last is read."""
-    last: Tensor
-    """(B, H), each sequence's own."""
-    state: Any
-    """As torch's layers return it."""

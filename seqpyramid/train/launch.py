@@ -69,11 +69,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
-        "kernels": f"compiled, vectors of {library.vector_bytes()} bytes, {library.threads()} threads" if ready() else "plain",
+        "kernels": _kernels(),
         "platform": platform.platform(),
         "flush_denormal": (torch.tensor(1e-30) * 1e-10).item() == 0.0,
     }
     return described
+
+
+def _kernels() -> str:
+    if not ready():
+        return "plain"
+    return f"compiled, vectors of {library.vector_bytes()} bytes, {library.threads()} threads"
 
 
 def _cpu_name() -> str:

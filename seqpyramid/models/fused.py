@@ -1,0 +1,50 @@
+"""One of torch's recurrent layers on its kernel (:mod:`seqpyramid.kernels`), where ``kernels.fused`` says there is one.
+
+Shapes: B batch, T time, F inputs, H hidden units.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from seqpyramid.kernels.elman import elman_layer
+from seqpyramid.kernels.gru import gru_layer
+from seqpyramid.kernels.lstm import lstm_layer
+
+
+class LayerRun(NamedTuple):
+    """What one layer hands on."""
+
+    steps: Tensor | None
+    """(B, T, H); None where nothing but the last is read."""
+    last: Tensor
+    """(B, H), each sequence's own."""
+    state: Any
+    """As torch's layers return it."""
+
+
+def run_fused(layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
+    """Run one layer by its kernel, over no padding; the state is as torch's layers return it."""
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
+    if isinstance(layer, nn.LSTM):
+        before = None if state is None else (state[0][0], state[1][0])
+        steps, (h, c) = lstm_layer(
+            x, weight_ih, weight_hh, bias_ih + bias_hh, lengths, before, keep_steps=keep_steps
+        )
+        return LayerRun(steps, h, (h[None], c[None]))
+    first = None if state is None else state[0]
+    if isinstance(layer, nn.GRU):
+        steps, h = gru_layer(x, weight_ih, weight_hh, bias_ih, bias_hh, lengths, first, keep_steps=keep_steps)
+    else:
+        assert isinstance(layer, nn.RNN)
+        steps, h = elman_layer(
+            x,
+            weight_ih,
+            weight_hh,
+            bias_ih + bias_hh,
+            lengths,
+            first,
+            nonlinearity=layer.nonlinearity,
+            keep_steps=keep_steps,
+        )
+    return LayerRun(steps, h, h[None])

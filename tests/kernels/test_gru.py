@@ -1,0 +1,297 @@
+"""The two fused GRU layers against loops over plain steps, and the model that calls one."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels.gru import gru_layer, reset_before_gru_layer
+from seqpyramid.models.base import SequenceModel
+from seqpyramid.models.cells import GRUCell
+from seqpyramid.models.dilated import ResetBeforeGRU
+from seqpyramid.models.rnn import GRUConfig
+from tests.kernels import LEVELS, assert_same, needs_kernels, running
+
+pytestmark = needs_kernels
+
+
+def plain(x: Tensor, module: nn.Module, lengths: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Steps and the last h of either form, each sequence frozen at its end."""
+    if isinstance(module, GRUCell):
+        projected = module.project(x)
+    else:
+        assert isinstance(module, ResetBeforeGRU)
+        projected = nn.functional.linear(x, module.weight_ih, module.bias_ih)
+        if module.bias_hh is not None:
+            projected = projected + module.bias_hh
+    hidden = projected.shape[-1] // 3
+    h = x.new_zeros(len(x), hidden) if h is None else h
+    steps = []
+    for t, step in enumerate(projected.unbind(1)):
+        if isinstance(module, GRUCell):
+            (new,) = module.step(step, (h,))
+        else:
+            gates, candidate = step[:, : 2 * hidden], step[:, 2 * hidden :]
+            new = module.step(gates, candidate, h)
+        goes_on = (t < lengths)[:, None]
+        h = torch.where(goes_on, new, h)
+        steps.append(torch.where(goes_on, h, torch.zeros_like(h)))
+    return torch.stack(steps, 1), h
+
+
+def fused(
+    x: Tensor, module: nn.Module, lengths: Tensor, h: Tensor | None, *, keep_steps: bool = True
+) -> tuple[Any, Tensor]:
+    if isinstance(module, GRUCell):
+        weights = module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh
+        return gru_layer(x, *weights, lengths, h, keep_steps=keep_steps)
+    assert isinstance(module, ResetBeforeGRU)
+    bias = module.bias_ih if module.bias_hh is None else module.bias_ih + module.bias_hh
+    return reset_before_gru_layer(
+        x,
+        module.weight_ih,
+        module.weight_gates,
+        module.weight_candidate,
+        bias,
+        lengths,
+        h,
+        keep_steps=keep_steps,
+    )
+
+
+def make(reset: str, F: int, H: int, *, double: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    bias = "double" if double else "single"
+    if reset == "after":
+        return GRUCell(F, H, bias=bias)  # type: ignore[arg-type]
+    return ResetBeforeGRU(F, H, bias=bias, init="torch")  # type: ignore[arg-type]
+
+
+def compare(
+    *,
+    reset: str,
+    B: int,
+    T: int,
+    F: int,
+    H: int,
+    double: bool,
+    carried: bool,
+    ragged: bool,
+    dtype: torch.dtype,
+    threads: int,
+    slack: float = 1.0,
+) -> None:
+    module = make(reset, F, H, double=double).to(dtype)
+    x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
+    state = torch.randn(B, H, dtype=dtype, requires_grad=True) if carried else None
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+    read = [torch.randn(B, T, H, dtype=dtype), torch.randn(B, H, dtype=dtype)]
+    found = []
+    with running("auto", threads):
+        for layer in (plain, fused):
+            outputs = layer(x, module, lengths, state)
+            loss = torch.stack([(o * r).sum() for o, r in zip(outputs, read, strict=True)]).sum()
+            inputs = [x, *module.parameters(), *(() if state is None else (state,))]
+            # without a state, one step of a reset-before GRU does not read the gates' recurrent weights
+            gradients = torch.autograd.grad(loss, inputs, materialize_grads=True)
+            found.append([*outputs, *gradients])
+    assert_same(*found, slack=slack)
+
+
+@settings(max_examples=50)
+@given(
+    reset=st.sampled_from(["after", "before"]),
+    B=st.integers(1, 9),
+    T=st.integers(1, 7),
+    F=st.integers(1, 18),
+    H=st.integers(1, 37),
+    double=st.booleans(),
+    carried=st.booleans(),
+    ragged=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_equals_the_loop(
+    reset: str, B: int, T: int, F: int, H: int, double: bool, carried: bool, ragged: bool, threads: int
+) -> None:
+    # A float32 gradient of one or two numbers may cancel to a thousandth of its terms, but not its rounding.
+    for dtype, slack in ((torch.float64, 1.0), (torch.float32, 10.0)):
+        compare(
+            reset=reset,
+            B=B,
+            T=T,
+            F=F,
+            H=H,
+            double=double,
+            carried=carried,
+            ragged=ragged,
+            dtype=dtype,
+            threads=threads,
+            slack=slack,
+        )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("reset", ["after", "before"])
+def test_every_level_equals_the_loop(level: str, reset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = library.open_library(library.library_file(level))
+    monkeypatch.setattr(library, "load", lambda: compiled)
+    for dtype in (torch.float64, torch.float32):
+        compare(
+            reset=reset,
+            B=13,
+            T=5,
+            F=3,
+            H=21,
+            double=True,
+            carried=True,
+            ragged=True,
+            dtype=dtype,
+            threads=2,
+        )
+
+
+@pytest.mark.parametrize("reset", ["after", "before"])
+def test_many_rows_and_units(reset: str) -> None:
+    """More rows than go through time together, and more units than one tile of columns."""
+    compare(
+        reset=reset,
+        B=150,
+        T=3,
+        F=2,
+        H=100,
+        double=False,
+        carried=False,
+        ragged=True,
+        dtype=torch.float32,
+        threads=2,
+    )
+
+
+def test_is_torchs_gru() -> None:
+    torch.manual_seed(0)
+    layer = nn.GRU(3, 5, batch_first=True).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
+    lengths = torch.full((4,), 6)
+    steps, h = gru_layer(x, weight_ih, weight_hh, bias_ih, bias_hh, lengths, keep_steps=True)
+    expected = layer(x)
+    assert steps is not None
+    assert_same([expected[0], expected[1][0]], [steps, h])
+
+
+RESETS = pytest.mark.parametrize("reset", ["after", "before"])
+
+
+@RESETS
+def test_gradient_is_the_derivative(reset: str) -> None:
+    module = make(reset, 2, 3).double()
+    x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    first = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([2, 4, 1])
+
+    def run(x: Tensor, first: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        return fused(x, module, lengths, first)
+
+    assert torch.autograd.gradcheck(run, (x, first, *module.parameters()))
+
+
+@RESETS
+def test_without_gradients_and_without_steps_the_numbers_are_the_same(reset: str) -> None:
+    module = make(reset, 3, 5).double()
+    x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([6, 2, 1, 6])
+    steps, h = fused(x, module, lengths, None)
+    none, last_only = fused(x, module, lengths, None, keep_steps=False)
+    with torch.no_grad():
+        steps_off, last_off = fused(x, module, lengths, None)
+        none_off, last_alone_off = fused(x, module, lengths, None, keep_steps=False)
+    assert none is None
+    assert none_off is None
+    assert torch.equal(steps, steps_off)
+    for other in (last_only, last_off, last_alone_off):
+        assert torch.equal(h, other)
+    assert not last_off.requires_grad
+    expected, found = (torch.autograd.grad((o * o).sum(), list(module.parameters())) for o in (h, last_only))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@RESETS
+def test_padding_is_not_read_and_gets_nothing(reset: str) -> None:
+    module = make(reset, 3, 5).double()
+    x, lengths = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True), torch.tensor([6, 2, 1, 6])
+    steps, h = fused(x, module, lengths, None)
+    spoilt = x.detach().clone()
+    for row, n in enumerate(lengths):
+        spoilt[row, n:] = float("nan")
+    again = fused(spoilt, module, lengths, None)
+    assert torch.equal(steps, again[0])
+    assert torch.equal(h, again[1])
+    (gradient,) = torch.autograd.grad(steps.sum(), x)
+    for row, n in enumerate(lengths):
+        assert (steps[row, n:] == 0).all()
+        assert (gradient[row, n:] == 0).all()
+        assert (gradient[row, :n] != 0).all()
+
+
+@RESETS
+def test_up_to_four_threads_give_the_same_bits(reset: str) -> None:
+    module, x, lengths = make(reset, 1, 5), torch.randn(50, 6, 1), torch.randint(1, 7, (50,))
+    found = []
+    for threads in (1, 2, 4, 4):
+        with running("auto", threads):
+            h = fused(x, module, lengths, None)[1]
+            found.append(torch.autograd.grad((h * h).sum(), list(module.parameters())))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@RESETS
+def test_nan_comes_through(reset: str) -> None:
+    module, x = make(reset, 3, 5), torch.randn(4, 6, 3)
+    x[1, 2] = float("nan")
+    h = fused(x, module, torch.full((4,), 6), None)[1]
+    assert h[1].isnan().all()
+    assert h[0].isfinite().all()
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+STACKS = [
+    {},
+    {"layers": 3, "bias": "double"},
+    {"layers": 2, "output_aggregation": "sum", "output_maps": True},
+]
+
+
+def build(fields: dict[str, object], spec: TaskSpec) -> SequenceModel:
+    torch.manual_seed(0)
+    return GRUConfig.model_validate_json(json.dumps({"hidden_size": 5, **fields})).build(spec).double()
+
+
+@pytest.mark.parametrize("fields", STACKS)
+@pytest.mark.parametrize("needs", ["summary", "steps"])
+@pytest.mark.parametrize("carry_state", [False, True])
+def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state: bool) -> None:
+    spec = TaskSpec(input_size=2, outputs=3, needs=needs, carry_state=carry_state)  # type: ignore[arg-type]
+    model = build(fields, spec)
+    x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([7, 3, 1, 6])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    modes: list[Mode] = ["plain", "fused", "auto"]
+    for mode in modes:
+        with running(mode):
+            first = model(x, lengths)
+            second = model(x.flip(1), lengths, first.state)
+            outputs = [first.outputs, first.summary, second.outputs]
+            loss = torch.stack([(o * o).sum() for o in outputs]).sum()
+            found.append([*outputs, *torch.autograd.grad(loss, [x, *parameters])])
+    plain_run, fused_run, auto_run = found
+    assert_same(plain_run, fused_run)
+    assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))
