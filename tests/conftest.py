@@ -1,5 +1,6 @@
 """What all tests share: one CPU thread, and where the real data lies in a working copy that has it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ SHARED = REPOSITORY.parent / "shared"
 
 settings.register_profile("seqpyramid", deadline=None)  # a busy machine is no failure
 settings.load_profile("seqpyramid")
+# a shell starts background jobs with Ctrl-C ignored, and their children would be deaf to it too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # two test processes side by side would otherwise fight over the cores
 
 
