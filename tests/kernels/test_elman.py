@@ -1,8 +1,5 @@
 """The fused Elman layer against the loop over plain steps, and the model that calls it."""
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,14 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqpyramid.contracts import TaskSpec
-from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels import library
 from seqpyramid.kernels.elman import elman_layer
-from seqpyramid.models.base import SequenceModel
 from seqpyramid.models.cells import ElmanCell
-from seqpyramid.models.rnn import RNNConfig
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
-from tests.kernels.test_sanitizers import COMPILER
 
 pytestmark = needs_kernels
 
@@ -250,116 +243,3 @@ def test_a_second_derivative_is_refused() -> None:
     h = elman_layer(x, *weights, torch.full((4,), 6), keep_steps=False)[1]
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(h.sum(), x, create_graph=True)
-
-
-# --- the model -----------------------------------------------------------------------------------------------------
-
-STACKS = [
-    {},
-    {"nonlinearity": "relu", "layers": 2},
-    {"layers": 3, "bias": "double", "output_aggregation": "sum", "output_maps": True},
-]
-
-
-def build(fields: dict[str, object], spec: TaskSpec) -> SequenceModel:
-    torch.manual_seed(0)
-    return RNNConfig.model_validate_json(json.dumps({"hidden_size": 5, **fields})).build(spec).double()
-
-
-@pytest.mark.parametrize("fields", STACKS)
-@pytest.mark.parametrize("needs", ["summary", "steps"])
-@pytest.mark.parametrize("carry_state", [False, True])
-def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state: bool) -> None:
-    spec = TaskSpec(input_size=2, outputs=3, needs=needs, carry_state=carry_state)  # type: ignore[arg-type]
-    model = build(fields, spec)
-    x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
-    lengths = torch.tensor([7, 3, 1, 6])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    found = []
-    modes: list[Mode] = ["plain", "fused", "auto"]
-    for mode in modes:
-        with running(mode):
-            first = model(x, lengths)
-            second = model(x.flip(1), lengths, first.state)
-            outputs = [first.outputs, first.summary, second.outputs]
-            loss = torch.stack([(o * o).sum() for o in outputs]).sum()
-            found.append([*outputs, *torch.autograd.grad(loss, [x, *parameters])])
-    plain_run, fused_run, auto_run = found
-    assert_same(plain_run, fused_run)
-    assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
-    if "nonlinearity" not in fields:  # sums of so few numbers may agree to the last bit
-        assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))
-
-
-# --- sanitizers ----------------------------------------------------------------------------------------------------
-
-DRIVER = r"""
-#include <cmath>
-#include <vector>
-#include "elman.cpp"
-#include "gru.cpp"
-
-// Memory of exactly the size that a kernel may touch, filled with small numbers.
-struct Memory {
-  std::vector<std::vector<float>> blocks;
-  float* operator()(size_t size, float scale = 0) {
-    std::vector<float> block(size);
-    for (size_t k = 0; k < size; ++k) block[k] = scale * std::sin(1.7f * float(k));
-    blocks.push_back(std::move(block));
-    return blocks.back().data();
-  }
-};
-
-constexpr long B = 37, T = 49, F = 3, H = 101, THREADS = 4;  // H: no whole vectors
-constexpr long P = padded<float>(H), PF = padded<float>(F);
-
-using Kernel = int (*)(const StateLayerArguments*);
-
-int run(Kernel forward, Kernel backward, long gates, long biases, long planes, const int64_t* lengths) {
-  Memory m;
-  StateLayerArguments a{};
-  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
-  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
-  a.weight_ih = m(gates * H * F, .1f), a.weight_hh = m(gates * H * H, .1f), a.bias = m(biases * H, .1f);
-  a.h_first = m(B * P), a.h_last = m(B * P);
-  int code = forward(&a);  // nothing kept
-  a.steps = m(T * B * P);
-  code |= forward(&a);
-  if (planes) a.planes = m(T * B * planes * P);
-  code |= forward(&a);
-  a.d_steps = m(B * T * H, .1f), a.d_steps_batch = T * H, a.d_steps_time = H;
-  a.d_h_last = m(B * P), a.d_x = m(T * B * PF), a.d_h_first = m(B * P);
-  a.d_weight_ih = m(gates * H * F), a.d_weight_hh = m(gates * H * H), a.d_bias = m(biases * H);
-  return code | backward(&a);
-}
-
-int main() {
-  std::vector<int64_t> full(B, T), ragged(B);
-  for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row;
-  int code = 0;
-  for (const int64_t* lengths : {full.data(), ragged.data()}) {
-    code |= run(seqpyramid_elman_tanh_forward_float32, seqpyramid_elman_tanh_backward_float32, 1, 1, 0, lengths);
-    code |= run(seqpyramid_elman_relu_forward_float32, seqpyramid_elman_relu_backward_float32, 1, 1, 0, lengths);
-    code |= run(seqpyramid_gru_forward_float32, seqpyramid_gru_backward_float32, 3, 4, 4, lengths);
-    code |= run(seqpyramid_reset_before_gru_forward_float32, seqpyramid_reset_before_gru_backward_float32, 3, 3, 3,
-                lengths);
-  }
-  return code;
-}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_no_race_and_no_stray_access(sanitizer: str, tmp_path: Path) -> None:
-    """Of Elman's layer and both GRUs."""
-    assert COMPILER is not None
-    source, program = tmp_path / "driver.cpp", tmp_path / "driver"
-    source.write_text(DRIVER, encoding="utf-8")
-    flags = f"-std=c++17 -O1 -g -pthread -fsanitize={sanitizer} -fno-sanitize-recover=all -Wno-psabi".split()
-    command = [COMPILER, *flags, "-Wno-ignored-attributes", "-I", str(library.FOLDER), str(source)]
-    subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
-    finished = subprocess.run([str(program)], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stderr == ""

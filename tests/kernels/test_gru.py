@@ -1,6 +1,5 @@
 """The two fused GRU layers against loops over plain steps, and the model that calls one."""
 
-import json
 from typing import Any
 
 import pytest
@@ -9,13 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqpyramid.contracts import TaskSpec
-from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels import library
 from seqpyramid.kernels.gru import gru_layer, reset_before_gru_layer
-from seqpyramid.models.base import SequenceModel
 from seqpyramid.models.cells import GRUCell
 from seqpyramid.models.dilated import ResetBeforeGRU
-from seqpyramid.models.rnn import GRUConfig
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
@@ -257,41 +253,3 @@ def test_nan_comes_through(reset: str) -> None:
     h = fused(x, module, torch.full((4,), 6), None)[1]
     assert h[1].isnan().all()
     assert h[0].isfinite().all()
-
-
-# --- the model -----------------------------------------------------------------------------------------------------
-
-STACKS = [
-    {},
-    {"layers": 3, "bias": "double"},
-    {"layers": 2, "output_aggregation": "sum", "output_maps": True},
-]
-
-
-def build(fields: dict[str, object], spec: TaskSpec) -> SequenceModel:
-    torch.manual_seed(0)
-    return GRUConfig.model_validate_json(json.dumps({"hidden_size": 5, **fields})).build(spec).double()
-
-
-@pytest.mark.parametrize("fields", STACKS)
-@pytest.mark.parametrize("needs", ["summary", "steps"])
-@pytest.mark.parametrize("carry_state", [False, True])
-def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state: bool) -> None:
-    spec = TaskSpec(input_size=2, outputs=3, needs=needs, carry_state=carry_state)  # type: ignore[arg-type]
-    model = build(fields, spec)
-    x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
-    lengths = torch.tensor([7, 3, 1, 6])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    found = []
-    modes: list[Mode] = ["plain", "fused", "auto"]
-    for mode in modes:
-        with running(mode):
-            first = model(x, lengths)
-            second = model(x.flip(1), lengths, first.state)
-            outputs = [first.outputs, first.summary, second.outputs]
-            loss = torch.stack([(o * o).sum() for o in outputs]).sum()
-            found.append([*outputs, *torch.autograd.grad(loss, [x, *parameters])])
-    plain_run, fused_run, auto_run = found
-    assert_same(plain_run, fused_run)
-    assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))

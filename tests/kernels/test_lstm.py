@@ -1,19 +1,14 @@
 """The fused LSTM layer against the loop over the plain cell, and the models that call it."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqpyramid.contracts import TaskSpec
-from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import lstm_layer
-from seqpyramid.models.base import SequenceModel
 from seqpyramid.models.cells import LSTMCell
-from seqpyramid.models.rnn import LSTMConfig
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
@@ -212,41 +207,3 @@ def test_workers_treat_denormal_numbers_as_the_caller_does(flush: bool) -> None:
         )
     torch.set_flush_denormal(False)
     assert (c == 0).tolist() == [[flush]] * 4
-
-
-# --- models --------------------------------------------------------------------------------------------------------
-
-STACKS = [
-    {},
-    {"layers": 3, "bias": "double", "forget_bias": 1.0},
-    {"layers": 2, "output_aggregation": "sum", "output_maps": True},
-]
-
-
-def build(fields: dict[str, object], spec: TaskSpec) -> SequenceModel:
-    torch.manual_seed(0)
-    return LSTMConfig.model_validate_json(json.dumps({"hidden_size": 5, **fields})).build(spec).double()
-
-
-@pytest.mark.parametrize("fields", STACKS)
-@pytest.mark.parametrize("needs", ["summary", "steps"])
-@pytest.mark.parametrize("carry_state", [False, True])
-def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state: bool) -> None:
-    spec = TaskSpec(input_size=2, outputs=3, needs=needs, carry_state=carry_state)  # type: ignore[arg-type]
-    model = build(fields, spec)
-    x = torch.randn(4, 7, 2, dtype=torch.float64, requires_grad=True)
-    lengths = torch.tensor([7, 3, 1, 6])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    found = []
-    modes: list[Mode] = ["plain", "fused", "auto"]
-    for mode in modes:
-        with running(mode):
-            first = model(x, lengths)
-            second = model(x.flip(1), lengths, first.state)
-            outputs = [first.outputs, first.summary, second.outputs]
-            loss = torch.stack([(o * o).sum() for o in outputs]).sum()
-            found.append([*outputs, *torch.autograd.grad(loss, [x, *parameters])])
-    plain_run, fused_run, auto_run = found
-    assert_same(plain_run, fused_run)
-    assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))

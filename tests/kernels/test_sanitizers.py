@@ -13,8 +13,7 @@ COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 DRIVER = r"""
 #include <cmath>
 #include <vector>
-#include "lstm.cpp"
-#include "tp_rnn.cpp"
+INCLUDES
 
 // Memory of exactly the size that a kernel may touch, filled with small numbers.
 struct Memory {
@@ -27,8 +26,12 @@ struct Memory {
   }
 };
 
-constexpr long B = 37, T = 49, F = 3, H = 100, THREADS = 4, L = 14, G = 3;
+constexpr long B = 37, T = 49, F = 3, H = 101, THREADS = 4;  // H: no whole vectors
 constexpr long P = padded<float>(H), PF = padded<float>(F);
+"""
+
+LSTM_AND_TP_RNN = r"""
+constexpr long L = 14, G = 3;
 
 int run_lstm(const int64_t* lengths) {
   Memory m;
@@ -85,14 +88,59 @@ int main() {
 }
 """
 
+ELMAN_AND_GRU = r"""
+using Kernel = int (*)(const StateLayerArguments*);
+
+int run(Kernel forward, Kernel backward, long gates, long biases, long planes, const int64_t* lengths) {
+  Memory m;
+  StateLayerArguments a{};
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
+  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
+  a.weight_ih = m(gates * H * F, .1f), a.weight_hh = m(gates * H * H, .1f), a.bias = m(biases * H, .1f);
+  a.h_first = m(B * P), a.h_last = m(B * P);
+  int code = forward(&a);  // nothing kept
+  a.steps = m(T * B * P);
+  code |= forward(&a);
+  if (planes) a.planes = m(T * B * planes * P);
+  code |= forward(&a);
+  a.d_steps = m(B * T * H, .1f), a.d_steps_batch = T * H, a.d_steps_time = H;
+  a.d_h_last = m(B * P), a.d_x = m(T * B * PF), a.d_h_first = m(B * P);
+  a.d_weight_ih = m(gates * H * F), a.d_weight_hh = m(gates * H * H), a.d_bias = m(biases * H);
+  return code | backward(&a);
+}
+
+int main() {
+  std::vector<int64_t> full(B, T), ragged(B);
+  for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row;
+  int code = 0;
+  for (const int64_t* lengths : {full.data(), ragged.data()}) {
+    code |= run(seqpyramid_elman_tanh_forward_float32, seqpyramid_elman_tanh_backward_float32, 1, 1, 0, lengths);
+    code |= run(seqpyramid_elman_relu_forward_float32, seqpyramid_elman_relu_backward_float32, 1, 1, 0, lengths);
+    code |= run(seqpyramid_gru_forward_float32, seqpyramid_gru_backward_float32, 3, 4, 4, lengths);
+    code |= run(seqpyramid_reset_before_gru_forward_float32, seqpyramid_reset_before_gru_backward_float32, 3, 3, 3,
+                lengths);
+  }
+  return code;
+}
+"""
+
+DRIVERS = {
+    "lstm, tp_rnn": (("lstm.cpp", "tp_rnn.cpp"), LSTM_AND_TP_RNN),
+    "elman, gru": (("elman.cpp", "gru.cpp"), ELMAN_AND_GRU),
+}
+"""What each driver includes, and what it runs."""
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("kernels", DRIVERS)
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_no_race_and_no_stray_access(sanitizer: str, tmp_path: Path) -> None:
+def test_no_race_and_no_stray_access(kernels: str, sanitizer: str, tmp_path: Path) -> None:
     assert COMPILER is not None
     source, program = tmp_path / "driver.cpp", tmp_path / "driver"
-    source.write_text(DRIVER, encoding="utf-8")
+    included, body = DRIVERS[kernels]
+    includes = "\n".join(f'#include "{name}"' for name in included)
+    source.write_text(DRIVER.replace("INCLUDES", includes) + body, encoding="utf-8")
     flags = f"-std=c++17 -O1 -g -pthread -fsanitize={sanitizer} -fno-sanitize-recover=all -Wno-psabi".split()
     command = [COMPILER, *flags, "-Wno-ignored-attributes", "-I", str(library.FOLDER), str(source)]
     subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
