@@ -191,20 +191,24 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
 
 
 def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
-    """The tables of ``profile``: sizes, then speed and memory."""
+    """The tables of ``profile``: sizes, speed, memory."""
     first = profiles[0]
     where = f"{first['device']}, {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     sizes = Table(title=f"{recipe}: size at T = {first['length']}", title_justify="left")
     speeds = Table(title=f"{recipe}: speed at B = {first['batch_size']} ({where})", title_justify="left")
+    memories = Table(
+        title=f"{recipe}: memory at B = {first['batch_size']}, T = {first['length']}", title_justify="left"
+    )
     for table, columns in (
         (sizes, ("parameters", "printed", "FLOPs a sequence, forward", "counted", "training")),
-        (speeds, ("training", "inference", "spread", "memory, training", "inference")),
+        (speeds, ("training", "inference", "spread")),
+        (memories, ("training", "inference", "kept a step and row", "training with / without recompute")),
     ):
         table.add_column("row")
         for column in columns:
             table.add_column(column, justify="right")
     for one in profiles:
-        cost, speed, memory = one["flops"], one["speed"], one["memory"]
+        cost, speed, memory, again = one["flops"], one["speed"], one["memory"], one["recompute"]
         counted = (
             "cannot be counted" if cost["counted"] is None else "agrees" if cost["agrees"] else "DIFFERS"
         )
@@ -221,11 +225,19 @@ def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
             f"{speed['train_sequences_per_second']:,.1f} seq/s",
             f"{speed['inference_sequences_per_second']:,.1f} seq/s",
             f"{100 * speed['train_spread']:.0f} % / {100 * speed['inference_spread']:.0f} %",
+        )
+        memories.add_row(
+            one["row"],
             f"{memory['train_bytes'] / 2**20:,.0f} MiB",
             f"{memory['inference_bytes'] / 2**20:,.0f} MiB",
+            f"{memory['kept_bytes_per_step']:,.0f} B",
+            "–"
+            if again is None
+            else " / ".join(f"{again[how]['train_bytes'] / 2**20:,.0f}" for how in ("with", "without"))
+            + " MiB",
         )
-    out.print(sizes)
-    out.print(speeds)
+    for table in (sizes, speeds, memories):
+        out.print(table)
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -28,7 +28,7 @@ MAY: dict[str, set[str]] = {
     "recipe": {"models", "tasks", "yaml12"},
     "compare": {"rundir", "papers"},
     "train": {"recipe", "rundir", "models", "tasks", "data", "kernels"},
-    "analysis": {"recipe", "rundir", "models", "tasks", "papers"},
+    "analysis": {"recipe", "rundir", "models", "tasks", "papers", "kernels"},
     "console": {"train"},
     "starter": {"recipe", "tasks", "data", "rundir", "yaml12"},
     "cli": {"*"},

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from seqpyramid.cli import app, parse_seeds
 from seqpyramid.errors import EXIT_CODES, RecipeError
 from seqpyramid.rundir import RunDir
+from tests.kernels import LEVELS, needs_kernels
 
 TINY = """
 title: tiny digits
@@ -165,8 +166,35 @@ def test_profile_says_parameters_flops_speed_memory(place: Path) -> None:
     assert found["parameters_printed"] == "42.4K"
     assert found["length"] == 64
     assert found["speed"]["train_sequences_per_second"] > 0
-    assert found["memory"]["train_bytes"] > 0
+    memory, both = found["memory"], found["recompute"]
+    assert memory["train_bytes"] > 0
+    assert memory["kept_bytes_per_step"] == memory["kept_bytes"] / (4 * 64)
+    if LEVELS:
+        assert not both["chosen"]
+        assert both["without"] == {key: memory[key] for key in ("train_bytes", "kept_bytes")}
+        assert both["with"]["kept_bytes"] < memory["kept_bytes"] / 4
+    else:
+        assert both is None
     assert Path("g.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_kernels
+def test_recomputation_is_asked_for_by_an_override_and_moves_no_number(place: Path) -> None:
+    no = run("train", "tiny.yaml", "model.recompute=true", "--kernels", "plain", "--out", "2")
+    assert (no.code, no.err.splitlines()[-1]) == (2, "error: model.recompute needs the compiled kernels (a CPU, "
+        "precision fp32, --kernels not plain), which cannot run here; set it to false")  # fmt: skip
+    results = [run("train", "tiny.yaml", *more, "--json", "--out", k).json
+               for k, more in enumerate([(), ("model.recompute=true",)])]  # fmt: skip
+    stored = [json.loads(Path(str(k), "result.json").read_text()) for k in range(2)]
+    assert results[0]["test"] == results[1]["test"]
+    assert stored[0]["fingerprint"] == stored[1]["fingerprint"]
+    assert stored[1]["modified"] == []
+    assert "recompute: true" in Path("1", "recipe.yaml").read_text()
+    Path("gru.yaml").write_text(TINY.replace("name: lstm,", "name: gru,"))
+    no = run("train", "gru.yaml", "models.lstm_s.recompute=true")
+    assert no.code == 2
+    assert no.err.startswith("error: override: models.lstm_s.recompute: unknown key")
+    assert no.err.count("\n") == 1
 
 
 def test_prepare_data_builds_once(place: Path) -> None:

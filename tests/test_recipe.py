@@ -67,6 +67,7 @@ class Pyramid(ModelConfig):
     hidden_size: int = Field(gt=0)
     granularity: tuple[int, ...] = Field(default=(2,), min_length=1)
     attention: Annotated[Dot | Additive, Field(discriminator="name")] | None = Dot()
+    quiet: bool = Field(default=False, json_schema_extra={"fingerprint": False})
 
     @property
     def emits(self) -> frozenset[Needs]:
@@ -440,7 +441,7 @@ def test_a_default_section_can_be_changed_in_part(tmp_path: Path) -> None:
     "typed",
     [["train.seed=3"], ["train.lr=0.001"], ["train.lr=1e-3", "train.seed=9"], ["train.eval_every=null"],
      ["train.precision=fp32"], ["model=tp_rnn_s"], ["models.tp_rnn_s.granularity=[2, 3]"], ["models.tp_rnn_s.attention.scale=1"],
-     ["task.label=x"]],
+     ["task.label=x"], ["train.checkpoint_seconds=9"], ["model.quiet=true"], ["models.tp_rnn_s.quiet=true"]],
     ids=str,
 )  # fmt: skip
 def test_what_changes_nothing_or_only_the_seed_does_not_modify(tmp_path: Path, typed: list[str]) -> None:
@@ -534,7 +535,7 @@ def test_the_nearest_source_counts(tmp_path: Path) -> None:
     assert shown["models.tp_rnn_s.granularity"][0] == [2, 3]
     assert shown["models.tp_rnn_s.attention.scale"] == (1.0, "supplement")
     assert shown["train.schedule.start"] == (165000, "released code, line 70")
-    fields = len(TrainConfig.model_fields) + 3 + len(Pixels.model_fields) + len(LSTM.model_fields) + 5
+    fields = len(TrainConfig.model_fields) + 3 + len(Pixels.model_fields) + len(LSTM.model_fields) + 6
     assert len(shown) == fields, "every field once"
 
 
@@ -719,7 +720,7 @@ def test_train_defaults() -> None:
     nothing = dict.fromkeys(["max_steps", "eval_every", "patience", "clip_norm"])
     adam = {"optimizer": "adam", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0}
     others = {"rms_decay": 0.9, "momentum": 0.0, "accumulate": 1, "precision": "fp32", "seed": 0}
-    rest = {"schedule": {"name": "constant"}, "checkpoint_seconds": 120.0}
+    rest = {"schedule": {"name": "constant"}, "checkpoint_seconds": 120.0, "cuda_graphs": "auto"}
     assert TrainConfig(lr=1, batch_size=1, epochs=1).model_dump() == given | nothing | adam | others | rest
 
 

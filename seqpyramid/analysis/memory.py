@@ -24,9 +24,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from seqpyramid import kernels
 from seqpyramid.analysis.speed import ReferenceLSTM, Step, inference_step, synthetic_batch, training_step
 from seqpyramid.contracts import Batch, TaskSpec
 from seqpyramid.errors import ResourceError, UserError
+from seqpyramid.kernels import library
 from seqpyramid.models.base import ModelConfig, SequenceModel
 
 Build = Callable[[], tuple[SequenceModel, Tensor, Tensor, Tensor]]
@@ -72,12 +74,16 @@ def peak_memory(build: Build, device: torch.device) -> MemoryReport:
         UserError: ``build`` raised it.
         ResourceError: a step needs more memory than the machine or the device has.
     """
-    measured: dict[Kind, int] = {}
-    kinds: tuple[Kind, ...] = ("train", "inference")
-    for kind in kinds:
-        grow = _growth_in_fresh_process if device.type == "cpu" else _growth_on_cuda
-        measured[kind] = grow(build, kind, device)
-    return MemoryReport(train_bytes=measured["train"], inference_bytes=measured["inference"])
+    return MemoryReport(
+        train_bytes=memory_growth(build, "train", device),
+        inference_bytes=memory_growth(build, "inference", device),
+    )
+
+
+def memory_growth(build: Build, kind: Kind, device: torch.device) -> int:
+    """Measure what one step of one kind adds, in bytes; see :func:`peak_memory`."""
+    grow = _growth_in_fresh_process if device.type == "cpu" else _growth_on_cuda
+    return grow(build, kind, device)
 
 
 def resident_peak() -> int:
@@ -101,7 +107,7 @@ def _growth_in_fresh_process(build: Build, kind: Kind, device: torch.device) -> 
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     with receiver:
-        process = spawn.Process(target=_send_growth, args=(build, kind, sender))
+        process = spawn.Process(target=_send_growth, args=(build, kind, _surroundings(), sender))
         process.start()
         sender.close()  # so that a process that dies ends the wait
         try:
@@ -120,7 +126,18 @@ def _growth_in_fresh_process(build: Build, kind: Kind, device: torch.device) -> 
     return answer
 
 
-def _send_growth(build: Build, kind: Kind, sender: Connection) -> None:
+def _surroundings() -> tuple[kernels.Mode, int, int]:
+    """What a process here runs on, and a fresh one must be told: kernels, their threads, torch's threads."""
+    return kernels.chosen(), library.threads(), torch.get_num_threads()
+
+
+def _send_growth(
+    build: Build, kind: Kind, surroundings: tuple[kernels.Mode, int, int], sender: Connection
+) -> None:
+    mode, kernel_threads, torch_threads = surroundings
+    kernels.choose(mode)
+    library.use_threads(kernel_threads)
+    torch.set_num_threads(torch_threads)
     try:
         sender.send(_growth_on_cpu(build, kind))
     except UserError as error:

@@ -1,14 +1,16 @@
 """Everything that ``seqpyramid profile`` says of one recipe row, on synthetic data of the task's shape."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from seqpyramid import kernels
 from seqpyramid.analysis.cost import count_parameters, flops
 from seqpyramid.analysis.gradients import gradient_flow
-from seqpyramid.analysis.memory import SyntheticBuild, peak_memory
+from seqpyramid.analysis.kept import kept_bytes
+from seqpyramid.analysis.memory import SyntheticBuild, memory_growth, peak_memory
 from seqpyramid.analysis.speed import measure
 from seqpyramid.contracts import TaskSpec
 from seqpyramid.errors import RecipeError
@@ -55,9 +57,9 @@ def profile_row(
     parameters = count_parameters(model)
     counted = flops(model, time)
     speed = measure(model, spec, batch_size=batch_size, time=time, device=device, repeats=repeats)
-    memory = peak_memory(
-        SyntheticBuild(config=plan.model, spec=spec, batch_size=batch_size, time=time), device
-    )
+    build = SyntheticBuild(config=plan.model, spec=spec, batch_size=batch_size, time=time)
+    memory = peak_memory(build, device)
+    kept = kept_bytes(build, device)
     printed = lookup(plan.paper.paper, plan.paper.table, plan.paper.column, plan.row) if plan.paper else None
     curve = gradient_flow(model, time=time, batch=GRADIENT_SEQUENCES) if with_gradients else None
     described: dict[str, Any] = {
@@ -76,8 +78,28 @@ def profile_row(
             "training": counted.training,
         },
         "speed": asdict(speed),
-        "memory": asdict(memory),
+        "memory": asdict(memory) | {"kept_bytes": kept, "kept_bytes_per_step": kept / (batch_size * time)},
+        "recompute": _recomputation(build, device, memory.train_bytes, kept),
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
     return described, curve
+
+
+def _recomputation(
+    build: SyntheticBuild, device: torch.device, train_bytes: int, kept: int
+) -> dict[str, Any] | None:
+    """Say what a training step takes with recomputation and without; None where the row cannot have it here."""
+    chosen = getattr(build.config, "recompute", None)
+    if chosen is None or device.type != "cpu" or not kernels.ready():
+        return None
+    config = build.config.model_copy(update={"recompute": not chosen})
+    if config.problems(build.spec):
+        return None
+    other = replace(build, config=config)
+    here = {"train_bytes": train_bytes, "kept_bytes": kept}
+    there = {
+        "train_bytes": memory_growth(other, "train", device),
+        "kept_bytes": kept_bytes(other, device),
+    }
+    return {"chosen": chosen, "with": here if chosen else there, "without": there if chosen else here}

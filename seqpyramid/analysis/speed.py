@@ -80,6 +80,16 @@ class Ratio:
     seconds: Timing
     """Of the candidate itself."""
 
+    @classmethod
+    def of(cls, own: list[float], base: list[float]) -> "Ratio":
+        """Compare seconds of the same rounds, the candidate's with the reference's.
+
+        >>> Ratio.of([1.0, 2.0, 4.0], base=[2.0, 2.0, 2.0])
+        Ratio(median=1.0, min=0.5, max=2.0, seconds=Timing(median=2.0, min=1.0, max=4.0, n=3))
+        """
+        by_round = [theirs / mine for mine, theirs in zip(own, base, strict=True)]
+        return cls(median=median(by_round), min=min(by_round), max=max(by_round), seconds=Timing.of(own))
+
 
 class ReferenceLSTM(SequenceModel):
     """``torch.nn.LSTM(F, 100)`` and a linear head: the candidate that every speed is compared with.
@@ -218,6 +228,18 @@ def ratios(
         raise RecipeError(
             f"the reference {reference!r} is not among the candidates ({', '.join(candidates)})"
         )
+    seconds = take_rounds(candidates, rounds, device=device, warmup=warmup)
+    return {name: Ratio.of(own, seconds[reference]) for name, own in seconds.items()}
+
+
+def take_rounds(
+    candidates: Mapping[str, Step], rounds: int, *, device: torch.device = CPU, warmup: int = WARMUP
+) -> dict[str, list[float]]:
+    """Seconds of every candidate in each round, each round running every one of them once, in the order given.
+
+    Raises:
+        RecipeError: ``rounds`` is below 1 or ``warmup`` below 0.
+    """
     _at_least(1, {"rounds": rounds})
     _at_least(0, {"warm-up rounds": warmup})
     for _ in range(warmup):
@@ -227,13 +249,7 @@ def ratios(
     for _ in range(rounds):
         for name, step in candidates.items():
             seconds[name].append(_seconds(step, device))
-    found = {}
-    for name, own in seconds.items():
-        by_round = [base / mine for base, mine in zip(seconds[reference], own, strict=True)]
-        found[name] = Ratio(
-            median=median(by_round), min=min(by_round), max=max(by_round), seconds=Timing.of(own)
-        )
-    return found
+    return seconds
 
 
 def _seconds(step: Step, device: torch.device) -> float:

@@ -94,7 +94,7 @@ def load(folder: Path = FOLDER) -> ctypes.CDLL | None:
         except OSError:
             continue
     print(
-        "seqpyramid: no compiled kernels here, so the plain recurrences run, several times slower; "
+        "seqpyramid: no compiled kernels here, so recurrences run in torch's operations, several times slower; "
         "installing again with a C++ compiler at hand builds them",
         file=sys.stderr,
     )
@@ -144,6 +144,15 @@ def vector_bytes() -> int:
     library = load()
     assert library is not None  # callers asked available()
     return int(library.seqpyramid_vector_bytes())
+
+
+def gates_width(hidden: int, dtype: torch.dtype) -> int:
+    """Numbers of a row of an LSTM layer's gates, as the loaded library lays them out."""
+    library = load()
+    assert library is not None  # callers asked available()
+    function = library[f"seqpyramid_gates_width_{SUFFIXES[dtype]}"]
+    function.argtypes, function.restype = (ctypes.c_int64,), ctypes.c_int64
+    return int(function(hidden))
 
 
 STALE = 2

@@ -15,14 +15,16 @@ Backward, :math:`\delta h_t` and :math:`\delta c_t` being what reaches a state f
     \delta W &= \sum_t \delta a\, h_{t-1}^\top, \quad \delta U = \sum_t \delta a\, x_t^\top, \quad
     \delta b = \sum_t \delta a
 
-Kept for it are the gates and c; h is formed again. The layouts of packed weights are described in
-``native/tile.h``. The plain twin is the loop over :class:`seqpyramid.models.cells.LSTMCell`.
+Kept for it are the gates and c; h is formed again. With recomputation only h and c at the starts of segments are kept:
+the backward pass runs one segment after the other forward again, the last first, and then backward, with the same
+results bit for bit. The layouts of packed weights are described in ``native/tile.h``. The plain twin is the loop over
+:class:`seqpyramid.models.cells.LSTMCell`.
 
 Shapes: B batch, T time, F inputs, H hidden units, P = H padded to whole vectors.
 """
 
-from ctypes import c_int64, c_void_p
-from typing import Any
+from ctypes import addressof, c_int64, c_void_p
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +35,10 @@ from seqpyramid.kernels import library
 State = tuple[Tensor, Tensor]
 """h and c, each (B, H)."""
 
+Segment = int | Literal["auto"] | None
+"""Length of the segments that the backward pass runs again, in the kernel's own unit; ``auto``: as long as needs the
+least memory; None: everything is kept, and nothing run again."""
+
 
 class LstmArguments(library.Arguments):
     """The structure of the same name in ``native/lstm.cpp``, where its fields are explained."""
@@ -42,7 +48,9 @@ class LstmArguments(library.Arguments):
         *((name, c_void_p) for name in ("lengths", "x")),
         *((name, c_int64) for name in ("x_batch", "x_time")),
         *((name, c_void_p) for name in ("weight_ih", "weight_hh", "bias", "h_first", "c_first")),
-        *((name, c_void_p) for name in ("h_last", "c_last", "steps", "cells", "gates", "d_steps")),
+        *((name, c_void_p) for name in ("h_last", "c_last", "steps", "cells", "gates")),
+        ("segment", c_int64),
+        *((name, c_void_p) for name in ("answer", "starts", "d_steps")),
         *((name, c_int64) for name in ("d_steps_batch", "d_steps_time")),
         *(
             (name, c_void_p)
@@ -61,6 +69,7 @@ def lstm_layer(
     state: State | None = None,
     *,
     keep_steps: bool,
+    segment: Segment = None,
 ) -> tuple[Tensor | None, State]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
 
@@ -72,6 +81,7 @@ def lstm_layer(
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h and c before the first step; None: zeros.
         keep_steps: whether every h is wanted.
+        segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
         h of every step (B, T, H), zero past ``lengths``, or None; and h and c, each (B, H), at each sequence's end.
@@ -81,7 +91,9 @@ def lstm_layer(
         x, lengths = x.index_select(0, order), lengths.index_select(0, order)
         state = None if state is None else (state[0].index_select(0, order), state[1].index_select(0, order))
     h_first, c_first = (None, None) if state is None else state
-    steps, h, c = run(LstmLayer, x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps)
+    steps, h, c = run(
+        LstmLayer, x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment
+    )
     if order is None:
         return steps, (h, c)
     back = order.argsort()
@@ -97,7 +109,7 @@ class LstmLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor, Tensor]:
         """See :func:`lstm_layer`; what backward needs is kept unless ``ctx`` is None."""
-        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps = inputs
+        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment = inputs
         batch, time, _ = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
@@ -105,9 +117,7 @@ class LstmLayer(torch.autograd.Function):
         weights = [weight_ih.contiguous(), weight_hh.contiguous(), bias.contiguous()]
         first = [widened(part, width) for part in (h_first, c_first)]
         last = x.new_empty(2, batch, width)
-        cells = gates = steps = None
-        if ctx is not None:
-            cells, gates = x.new_empty(time, batch, width), x.new_empty(time, batch, 4 * width)
+        steps = None
         if keep_steps:
             # the kernel does not touch what stands past a sequence's end
             full = int(lengths[-1]) == time
@@ -115,11 +125,23 @@ class LstmLayer(torch.autograd.Function):
         arguments = _arguments(x, weights, first, lengths, library.threads())
         arguments.h_last, arguments.c_last = last[0].data_ptr(), last[1].data_ptr()
         arguments.steps = library.pointer(steps)
-        arguments.cells, arguments.gates = library.pointer(cells), library.pointer(gates)
+        kept: dict[str, Tensor] = {}
+        if ctx is not None:
+            arguments.segment = segment_length("lstm_segment", segment, arguments, x.dtype)
+            if arguments.segment:
+                starts = -(-int(lengths[0]) // arguments.segment) - 1
+                kept = {"starts": x.new_empty(starts, 2, batch, width)}
+            else:
+                kept = {
+                    "cells": x.new_empty(time, batch, width),
+                    "gates": x.new_empty(time, batch, library.gates_width(hidden, x.dtype)),
+                }
+        for name, tensor in kept.items():
+            setattr(arguments, name, tensor.data_ptr())
         library.call("lstm_forward", x.dtype, arguments)
         if ctx is not None:
-            ctx.save_for_backward(x, *weights, *first, lengths, cells, gates)
-            ctx.threads = library.threads()
+            ctx.save_for_backward(x, *weights, *first, lengths, *kept.values())
+            ctx.names, ctx.segment, ctx.threads = tuple(kept), arguments.segment, library.threads()
             ctx.set_materialize_grads(False)
         h, c = last[..., :hidden].unbind(0)
         return None if steps is None else steps[..., :hidden].transpose(0, 1), h, c
@@ -130,10 +152,10 @@ class LstmLayer(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, U, W, b and the first h and c."""
         refuse_second_derivatives()
-        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, cells, gates = ctx.saved_tensors
+        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, *kept = ctx.saved_tensors
         batch, time, inputs = x.shape
-        width = cells.shape[-1]
         hidden = weight_hh.shape[1]
+        width = padded(hidden, x.dtype)
         weights = [weight_ih, weight_hh, bias]
         d_weights = [torch.zeros_like(weight) for weight in weights]
         d_x = x.new_zeros(time, batch, padded(inputs, x.dtype)) if ctx.needs_input_grad[0] else None
@@ -142,7 +164,9 @@ class LstmLayer(torch.autograd.Function):
         d_last = [widened(part, width) for part in (d_h, d_c)]
 
         arguments = _arguments(x, weights, [h_first, c_first], lengths, ctx.threads)
-        arguments.cells, arguments.gates = cells.data_ptr(), gates.data_ptr()
+        arguments.segment = ctx.segment
+        for name, tensor in zip(ctx.names, kept, strict=True):
+            setattr(arguments, name, tensor.data_ptr())
         if d_steps is not None:
             arguments.d_steps = d_steps.data_ptr()
             arguments.d_steps_batch, arguments.d_steps_time = d_steps.stride()[:2]
@@ -158,7 +182,24 @@ class LstmLayer(torch.autograd.Function):
             *((None, None) if d_first is None else d_first[..., :hidden].unbind(0)),
             None,
             None,
+            None,
         )
+
+
+def segment_length(function: str, asked: Segment, arguments: Any, dtype: torch.dtype) -> int:
+    """Length of a segment for a kernel's structure, 0 where nothing is run again."""
+    if asked is None:
+        return 0
+    return answer(function, arguments, dtype) if asked == "auto" else asked
+
+
+def answer(function: str, arguments: Any, dtype: torch.dtype) -> int:
+    """What a kernel writes to the integer that its structure's ``answer`` points to."""
+    found = c_int64()
+    arguments.answer = addressof(found)
+    library.call(function, dtype, arguments)
+    arguments.answer = None
+    return found.value
 
 
 def _arguments(

@@ -14,6 +14,11 @@ What reaches an aggregate: its own aggregate's :math:`\delta e`, the step that i
 top, the shortcut path, itself an aggregate of two states a sub-pyramid. Kept are gates and c of the steps, and h and c
 of the aggregates; p and s are formed again.
 
+Recomputation keeps less: only h, c and the path at the starts of segments, some whole sub-pyramids each. The backward
+pass runs one segment after the other forward again, the last first, and then backward; results are the same bit for
+bit. With N segments of n steps memory is N starts and one n, hence grows with the square root of T, but for the layer's
+inputs and outputs.
+
 Shapes: B batch, T time, F inputs, H hidden units, P = H padded to whole vectors, M = g states at most.
 """
 
@@ -25,10 +30,13 @@ from torch import Tensor
 
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import (
+    Segment,
+    answer,
     longest_first,
     padded,
     refuse_second_derivatives,
     run,
+    segment_length,
     unit_stride,
     widened,
 )
@@ -63,8 +71,10 @@ class TpRnnArguments(library.Arguments):
         *((name, c_void_p) for name in ("lengths", "x")),
         *((name, c_int64) for name in ("x_batch", "x_time")),
         *((name, c_void_p) for name in WEIGHTS),
-        *((name, c_void_p) for name in ("output", "emitted", "node_count", "cells", "gates")),
-        *((name, c_void_p) for name in ("node_h", "node_c", "path", "d_output", "d_emitted")),
+        *((name, c_void_p) for name in ("output", "emitted")),
+        ("segment", c_int64),
+        *((name, c_void_p) for name in ("answer", "cells", "gates", "node_h", "node_c", "path", "starts")),
+        *((name, c_void_p) for name in ("d_output", "d_emitted")),
         *((name, c_int64) for name in ("d_emitted_batch", "d_emitted_time")),
         *((name, c_void_p) for name in ("d_x", *(f"d_{weight}" for weight in WEIGHTS))),
     )
@@ -87,6 +97,7 @@ def tp_rnn_layer(
     theta_path: Theta | None,
     lengths: Tensor,
     pyramids: Pyramids,
+    segment: Segment = None,
 ) -> tuple[Tensor, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
 
@@ -98,6 +109,7 @@ def tp_rnn_layer(
         theta_path: of the shortcut path; None: the output is the last top.
         lengths: (B,) integers on the CPU, from 1 to T.
         pyramids: the layer's shape.
+        segment: how many sub-pyramids the backward pass runs again at a time; it changes no result.
 
     Returns:
         The output (B, H) and the next layer's inputs (B, T', H), zero past what a sequence has.
@@ -107,7 +119,7 @@ def tp_rnn_layer(
         x, lengths = x.index_select(0, order), lengths.index_select(0, order)
     nothing = (None, None)
     weights = (*cell, *theta_h, *(theta_c or nothing), *(theta_path or nothing))
-    output, emitted = run(TpRnnLayer, x, *weights, lengths, pyramids)
+    output, emitted = run(TpRnnLayer, x, *weights, lengths, pyramids, segment)
     if order is None:
         return output, emitted
     back = order.argsort()
@@ -120,23 +132,19 @@ class TpRnnLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """See :func:`tp_rnn_layer`; what backward needs is kept unless ``ctx`` is None."""
-        x, *weights, lengths, pyramids = inputs
+        x, *weights, lengths, pyramids, segment = inputs
         x = unit_stride(x)
         weights = [None if weight is None else weight.contiguous() for weight in weights]
-        batch, time = len(x), int(lengths[0])
-        hidden = weights[1].shape[1]
+        batch, hidden = len(x), weights[1].shape[1]
         width = padded(hidden, x.dtype)
         arguments = _arguments(x, weights, lengths, pyramids, library.threads())
         kept: dict[str, Tensor] = {}
         if ctx is not None:
-            nodes = torch.zeros(1, dtype=torch.int64)
-            arguments.node_count = nodes.data_ptr()
-            library.call("tp_rnn_nodes", x.dtype, arguments)
-            sizes = {"cells": (time, width), "gates": (time, 4 * width), "node_h": (int(nodes), width)}
-            if weights[WEIGHTS.index("c_first")] is not None:
-                sizes["node_c"] = sizes["node_h"]
-            sizes["path"] = (-(-time // pyramids.length), width)
-            kept = {name: x.new_empty(count, batch, columns) for name, (count, columns) in sizes.items()}
+            arguments.segment = segment_length("tp_rnn_segment", segment, arguments, x.dtype)
+            kept = {
+                name: x.new_empty(count, batch, columns)
+                for name, (count, columns) in _kept_sizes(arguments, width, x.dtype).items()
+            }
         for name, tensor in kept.items():
             setattr(arguments, name, tensor.data_ptr())
         output = x.new_empty(batch, width)
@@ -145,7 +153,8 @@ class TpRnnLayer(torch.autograd.Function):
         library.call("tp_rnn_forward", x.dtype, arguments)
         if ctx is not None:
             ctx.save_for_backward(x, lengths, *weights, *kept.values())
-            ctx.names, ctx.pyramids, ctx.threads = tuple(kept), pyramids, library.threads()
+            ctx.names, ctx.pyramids, ctx.segment = tuple(kept), pyramids, arguments.segment
+            ctx.threads = library.threads()
             ctx.set_materialize_grads(False)
         return output[:, :hidden], emitted[..., :hidden].transpose(0, 1)
 
@@ -163,6 +172,7 @@ class TpRnnLayer(torch.autograd.Function):
         d_emitted = None if d_emitted is None else unit_stride(d_emitted)
 
         arguments = _arguments(x, weights, lengths, ctx.pyramids, ctx.threads)
+        arguments.segment = ctx.segment
         for name, tensor in zip(ctx.names, kept, strict=True):
             setattr(arguments, name, tensor.data_ptr())
         arguments.d_output, arguments.d_x = library.pointer(d_output), library.pointer(d_x)
@@ -178,7 +188,25 @@ class TpRnnLayer(torch.autograd.Function):
         used["c_first"] = used["c_second"] = longest > min(length, ctx.pyramids.granularity)
         used["path_first"] = used["path_second"] = longest > length and d_output is not None
         d_used = [d if used[name] else None for name, d in zip(WEIGHTS, d_weights, strict=True)]
-        return (None if d_x is None else d_x[..., :inputs].transpose(0, 1), *d_used, None, None)
+        return (None if d_x is None else d_x[..., :inputs].transpose(0, 1), *d_used, None, None, None)
+
+
+def _kept_sizes(arguments: TpRnnArguments, width: int, dtype: torch.dtype) -> dict[str, tuple[int, int]]:
+    """What the backward pass needs: name -> states a sequence, numbers in each."""
+    tops = -(-arguments.time // arguments.length)
+    if arguments.segment:
+        states = 2 if arguments.path_first is None else 3
+        return {"starts": ((-(-tops // arguments.segment) - 1) * states, width)}
+    nodes = (answer("tp_rnn_nodes", arguments, dtype), width)
+    steps = {
+        "cells": (arguments.time, width),
+        "gates": (arguments.time, library.gates_width(arguments.hidden, dtype)),
+    }
+    return (
+        steps
+        | {"node_h": nodes, "path": (tops, width)}
+        | ({"node_c": nodes} if arguments.aggregate_cell else {})
+    )
 
 
 def _arguments(

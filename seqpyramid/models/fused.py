@@ -5,11 +5,23 @@ Shapes: B batch, T time, F inputs, H hidden units.
 
 from typing import Any, NamedTuple
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from seqpyramid.contracts import NOT_IN_FINGERPRINT
+from seqpyramid.errors import RecipeError
 from seqpyramid.kernels.elman import elman_layer
 from seqpyramid.kernels.gru import gru_layer
 from seqpyramid.kernels.lstm import lstm_layer
+
+RECOMPUTE: Any = Field(
+    default=False,
+    description="run steps again in the backward pass instead of keeping their states: long sequences in little "
+    "memory, for up to 1.2 times the time; moves no number",
+    json_schema_extra=NOT_IN_FINGERPRINT,
+)
+"""The option of a model whose kernels can."""
 
 
 class LayerRun(NamedTuple):
@@ -23,13 +35,38 @@ class LayerRun(NamedTuple):
     """As torch's layers return it."""
 
 
-def run_fused(layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
-    """Run one layer by its kernel, over no padding; the state is as torch's layers return it."""
+def refuse_plain_training() -> None:
+    """Say no where a model that shall recompute is about to be trained by its plain twin, which keeps everything.
+
+    Raises:
+        RecipeError: gradients are wanted.
+    """
+    if torch.is_grad_enabled():
+        raise RecipeError(
+            "model.recompute needs the compiled kernels (a CPU, precision fp32, --kernels not plain), which cannot "
+            "run here; set it to false"
+        )
+
+
+def run_fused(
+    layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool, recompute: bool = False
+) -> LayerRun:
+    """Run one layer by its kernel, over no padding; the state is as torch's layers return it.
+
+    ``recompute`` is for LSTM layers only.
+    """
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     if isinstance(layer, nn.LSTM):
         before = None if state is None else (state[0][0], state[1][0])
         steps, (h, c) = lstm_layer(
-            x, weight_ih, weight_hh, bias_ih + bias_hh, lengths, before, keep_steps=keep_steps
+            x,
+            weight_ih,
+            weight_hh,
+            bias_ih + bias_hh,
+            lengths,
+            before,
+            keep_steps=keep_steps,
+            segment="auto" if recompute else None,
         )
         return LayerRun(steps, h, (h[None], c[None]))
     first = None if state is None else state[0]

@@ -29,7 +29,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.models.aggregation import AggregationMethod, OutputAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
-from seqpyramid.models.fused import LayerRun, run_fused
+from seqpyramid.models.fused import RECOMPUTE, LayerRun, refuse_plain_training, run_fused
 from seqpyramid.models.heads import HeadInit
 
 
@@ -79,6 +79,7 @@ class LSTMConfig(StackConfig):
     summary_line: ClassVar[str] = "LSTM stack (Hochreiter & Schmidhuber 1997), on torch's fused layers"
     name: Literal["lstm"] = "lstm"
     forget_bias: float = Field(default=0.0, description="added to the first forget bias")
+    recompute: bool = RECOMPUTE
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
         return self._stack(spec, "lstm")
@@ -123,6 +124,7 @@ class RecurrentStack(SequenceModel):
         head_init: start of the classifier's weights.
         forget_bias: LSTM only.
         nonlinearity: Elman only.
+        recompute: LSTM only; whether the backward pass runs segments again instead of keeping their states.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class RecurrentStack(SequenceModel):
         head_init: HeadInit = "torch",
         forget_bias: float = 0.0,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
+        recompute: bool = False,
     ) -> None:
         super().__init__(spec, summary_size=hidden_size, head_init=head_init)
         self.gates = CELLS[cell].gates
@@ -159,6 +162,7 @@ class RecurrentStack(SequenceModel):
                 with torch.no_grad():
                     weights["bias_ih_l0"][hidden_size : 2 * hidden_size] += forget_bias
             self.layers.append(layer)
+        self.recompute = recompute
         self.dropout = nn.Dropout(dropout)
         self.output = (
             None
@@ -189,7 +193,9 @@ class RecurrentStack(SequenceModel):
 
     def _run(self, layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
         if kernels.fused(x, *layer.parameters()):
-            return run_fused(layer, x, lengths, state, keep_steps=keep_steps)
+            return run_fused(layer, x, lengths, state, keep_steps=keep_steps, recompute=self.recompute)
+        if self.recompute:
+            refuse_plain_training()
         # Running over the padding is faster than packing and cannot change a step before it; only the carried
         # state, which must be the one at each sequence's own end, needs the packed form.
         if not self.spec.carry_state or all_full(lengths, x.shape[1]):

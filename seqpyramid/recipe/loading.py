@@ -13,7 +13,7 @@ from seqpyramid.errors import RecipeError, UserError
 from seqpyramid.recipe import tables
 from seqpyramid.recipe.bundled import recipe_files
 from seqpyramid.recipe.faults import Faults
-from seqpyramid.recipe.overrides import apply_overrides, claim, only_the_seed
+from seqpyramid.recipe.overrides import apply_overrides, claim, moves_no_number
 from seqpyramid.recipe.places import KeyPath, no_row, shown_file
 from seqpyramid.recipe.plan import Recipe, RunPlan
 from seqpyramid.recipe.schema import EVERY_ROW, ROW_NAME, RecipeFile
@@ -80,7 +80,7 @@ def _read_recipe(path: Path, overrides: Sequence[str], wanted: str | None = EVER
     faults.raise_all()
     assert file is not None
     assert task is not None
-    kept = tuple(change for change in changes if not only_the_seed(change))
+    kept = tuple(change for change in changes if not moves_no_number(change, raw))
     return Recipe(
         name=file.name or path.stem.encode(errors="replace").decode(),
         path=path,

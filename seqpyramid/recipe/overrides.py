@@ -73,9 +73,20 @@ def claim(typed: str) -> str:
     return ".".join(target[:-1] if named else target)
 
 
-def only_the_seed(typed: str) -> bool:
-    """Whether an override sets the seed alone, which makes another run and no other recipe."""
-    return typed.partition("=")[0] == "train.seed"
+def moves_no_number(typed: str, raw: dict[str, Any]) -> bool:
+    """Whether an override sets the seed, which makes another run and no other recipe, or an option of the same kind.
+
+    Those of a task that are left out of the fingerprint say which data is read, so they count.
+    """
+    path = _first_target(tuple(typed.partition("=")[0].split(".")))
+    if path[0] not in ("train", "models"):
+        return False
+    everywhere = path[:2] == ("models", "*")
+    places = [("models", row, *path[2:]) for row in raw_rows(raw)] if everywhere else [path]
+    owners = [class_at(place[:-1], raw) for place in places]
+    fields = [owner.model_fields[path[-1]] for owner in owners if owner and path[-1] in owner.model_fields]
+    extras = [field.json_schema_extra for field in fields]
+    return bool(extras) and all(isinstance(e, dict) and e.get("fingerprint") is False for e in extras)
 
 
 def _set_everywhere(path: tuple[str, ...], value: Any, raw: dict[str, Any], faults: Faults) -> bool:

@@ -118,6 +118,11 @@ class TrainConfig(_Section):
         description="seconds between saves of the last checkpoint, beside epoch ends; moves no number",
         json_schema_extra=NOT_IN_FINGERPRINT,
     )
+    cuda_graphs: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: on a GPU, record a step once and replay it where steps repeat; off: launch every kernel",
+        json_schema_extra=NOT_IN_FINGERPRINT,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

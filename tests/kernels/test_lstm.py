@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqpyramid.kernels import library
-from seqpyramid.kernels.lstm import lstm_layer
+from seqpyramid.kernels.lstm import Segment, lstm_layer
 from seqpyramid.models.cells import LSTMCell
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
 
@@ -69,6 +69,67 @@ def compare(
             gradients = torch.autograd.grad(loss, [x, *cell.parameters(), *(state or ())])
             found.append([*outputs, *gradients])
     assert_same(*found)
+
+
+@settings(max_examples=40)
+@given(
+    B=st.integers(1, 40),
+    T=st.integers(1, 40),
+    F=st.integers(1, 3),
+    H=st.integers(1, 19),
+    carried=st.booleans(),
+    ragged=st.booleans(),
+    keep_steps=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    threads=st.integers(1, 3),
+    segment=st.sampled_from(["auto", 1, 2, 5, 41]),
+)
+def test_recomputation_changes_no_bit(
+    B: int,
+    T: int,
+    F: int,
+    H: int,
+    carried: bool,
+    ragged: bool,
+    keep_steps: bool,
+    dtype: torch.dtype,
+    threads: int,
+    segment: Segment,
+) -> None:
+    torch.manual_seed(4)
+    sizes = [(B, T, F), (4 * H, F), (4 * H, H), (4 * H,), *[(B, H)] * (2 * carried)]
+    parts = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    x, U, W, b, *state = parts
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+    found: list[list[Tensor]] = []
+    for how in (None, segment):
+        with running("auto", threads):
+            first = (state[0], state[1]) if carried else None
+            steps, last = lstm_layer(x, U, W, b, lengths, first, keep_steps=keep_steps, segment=how)
+            outputs = [o for o in (steps, *last) if o is not None]
+            generator = torch.Generator().manual_seed(2)
+            loss = torch.stack([(o * torch.randn(o.shape, generator=generator)).sum() for o in outputs])
+            found.append([*outputs, *torch.autograd.grad(loss.sum(), parts)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert found[0][-1].abs().sum() > 0
+
+
+def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    call = library.call
+    monkeypatch.setattr(
+        library, "call", lambda name, dtype, found: (seen.append(found.segment), call(name, dtype, found))
+    )
+    B, T, H = 8, 900, 3  # one slice
+    weights = [torch.randn(size, requires_grad=True) for size in ((4 * H, 1), (4 * H, H), (4 * H,))]
+    U, W, b = weights
+    lstm_layer(torch.randn(B, T, 1), U, W, b, torch.full((B,), T), keep_steps=False, segment="auto")
+
+    def states(segment: int) -> int:
+        """Of a sequence: h and c of each start but the first, c and four gates of each step."""
+        return ((T - 1) // segment) * 2 + 5 * segment
+
+    assert seen[-1] == min(range(1, T + 1), key=states) == 18
 
 
 @settings(max_examples=40)

@@ -50,16 +50,23 @@ int run_lstm(const int64_t* lengths) {
   a.d_h_last = m(B * P), a.d_c_last = m(B * P), a.d_x = m(T * B * PF);
   a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
   a.d_h_first = m(B * P), a.d_c_first = m(B * P);
+  code |= seqpyramid_lstm_backward_float32(&a);
+  int64_t segment = 0;
+  a.answer = &segment;
+  code |= seqpyramid_lstm_segment_float32(&a);
+  a.segment = segment, a.cells = nullptr, a.gates = nullptr;
+  a.starts = m(((T + segment - 1) / segment - 1) * 2 * B * P);
+  code |= seqpyramid_lstm_forward_float32(&a);
   return code | seqpyramid_lstm_backward_float32(&a);
 }
 
-int run_tp_rnn(const int64_t* lengths) {
+int run_tp_rnn(const int64_t* lengths, bool top_down) {
   Memory m;
   m.blocks.reserve(64);
   TpRnnArguments a{};
   a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
   a.length = L, a.granularity = G, a.emitted_level = 1, a.emitted_time = (T + L - 1) / L * ((L + G - 1) / G);
-  a.scrambled = 1, a.top_down = 1, a.aggregate_cell = 1, a.top_first = 1;
+  a.scrambled = 1, a.top_down = top_down, a.aggregate_cell = 1, a.top_first = 1;
   a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
   a.weight_ih = m(4 * H * F, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
   a.h_first = m(3 * G * G, .3f), a.h_second = m(3 * G * G, .3f);
@@ -68,7 +75,7 @@ int run_tp_rnn(const int64_t* lengths) {
   a.output = m(B * P), a.emitted = m(a.emitted_time * B * P);
   int code = seqpyramid_tp_rnn_forward_float32(&a);  // nothing kept
   int64_t nodes = 0;
-  a.node_count = &nodes;
+  a.answer = &nodes;
   code |= seqpyramid_tp_rnn_nodes_float32(&a);
   a.cells = m(T * B * P), a.gates = m(T * B * 4 * P);
   a.node_h = m(nodes * B * P), a.node_c = m(nodes * B * P), a.path = m((T + L - 1) / L * B * P);
@@ -78,13 +85,24 @@ int run_tp_rnn(const int64_t* lengths) {
   a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
   a.d_h_first = m(3 * G * G), a.d_h_second = m(3 * G * G), a.d_c_first = m(3 * G * G), a.d_c_second = m(3 * G * G);
   a.d_path_first = m(12), a.d_path_second = m(12);
+  code |= seqpyramid_tp_rnn_backward_float32(&a);
+  int64_t segment = 0;
+  a.answer = &segment;
+  code |= seqpyramid_tp_rnn_segment_float32(&a);
+  a.segment = segment, a.cells = a.gates = a.node_h = a.node_c = a.path = nullptr;
+  a.starts = m(((T + L - 1) / L - 1) / segment * 3 * B * P);
+  code |= seqpyramid_tp_rnn_forward_float32(&a);
+  a.output = a.emitted = nullptr;
   return code | seqpyramid_tp_rnn_backward_float32(&a);
 }
 
 int main() {
   std::vector<int64_t> full(B, T), ragged(B);
   for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row;
-  return run_lstm(full.data()) | run_lstm(ragged.data()) | run_tp_rnn(full.data()) | run_tp_rnn(ragged.data());
+  int code = 0;
+  for (const int64_t* lengths : {full.data(), ragged.data()})
+    code |= run_lstm(lengths) | run_tp_rnn(lengths, true) | run_tp_rnn(lengths, false);
+  return code;
 }
 """
 

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqpyramid.contracts import TaskSpec
+from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import Mode, library
+from seqpyramid.kernels.lstm import Segment
+from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models import base
-from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, levels
+from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, emitted_count, levels
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
@@ -109,6 +112,68 @@ def test_more_rows_than_go_through_time_together() -> None:
     )
 
 
+def run_layer(
+    weights: list[Tensor | None], x: Tensor, lengths: Tensor, pyramids: Pyramids, segment: Segment
+) -> list[Tensor]:
+    """Outputs, and gradients of what there is."""
+    parts = [None if w is None else w.detach().requires_grad_() for w in (x, *weights)]
+    first, U, W, b, *thetas = parts
+    assert first is not None
+    assert U is not None
+    assert W is not None
+    assert b is not None
+    pairs = [
+        None if one is None or two is None else Theta(one, two)
+        for one, two in zip(thetas[::2], thetas[1::2], strict=True)
+    ]
+    theta_h, theta_c, theta_path = pairs
+    assert theta_h is not None
+    outputs = tp_rnn_layer(first, (U, W, b), theta_h, theta_c, theta_path, lengths, pyramids, segment)
+    generator = torch.Generator().manual_seed(2)
+    loss = torch.stack(
+        [(o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in outputs]
+    )
+    gradients = torch.autograd.grad(
+        loss.sum(), [part for part in parts if part is not None], allow_unused=True, materialize_grads=True
+    )
+    return [*outputs, *gradients]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_recomputation_changes_no_bit(data: st.DataObject) -> None:
+    L, g = data.draw(st.integers(1, 9), "L"), data.draw(st.integers(2, 6), "g")
+    B, T, H = data.draw(st.integers(1, 40), "B"), data.draw(st.integers(1, 50), "T"), 19
+    torch.manual_seed(3)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    top_down = data.draw(st.booleans(), "top_down")
+    aggregate_cell = top_down and data.draw(st.booleans(), "aggregate_cell")
+    shortcut = data.draw(st.booleans(), "shortcut")
+    sizes = [(4 * H, 2), (4 * H, H), (4 * H,), *[(3 * g, g), (g, 3 * g)] * 2, (6, 2), (2, 6)]
+    there = [True] * 5 + [aggregate_cell] * 2 + [shortcut] * 2
+    weights = [
+        0.4 * torch.randn(size, dtype=dtype) if has else None for size, has in zip(sizes, there, strict=True)
+    ]
+    ragged = data.draw(st.booleans(), "ragged")
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+    level = data.draw(st.integers(1, levels(L, g)), "j")
+    pyramids = Pyramids(
+        length=L,
+        granularity=g,
+        emitted_level=level,
+        emitted_time=emitted_count(int(lengths.max()), L, g, level),
+        scrambled=data.draw(st.booleans()),
+        top_down=top_down,
+        top_first=data.draw(st.booleans()),
+    )
+    x = torch.randn(B, T, 2, dtype=dtype)
+    segment = data.draw(st.sampled_from(["auto", 1, 2, 3, 7]), "segment")
+    with running("auto", data.draw(st.integers(1, 3), "threads")):
+        kept, again = (run_layer(weights, x, lengths, pyramids, how) for how in (None, segment))
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert kept[2].abs().sum() > 0  # of x, through all segments
+
+
 def build(**options: object) -> TPRNN:
     torch.manual_seed(0)
     fields: Options = {"hidden_size": 5, "pyramid_length": [6, 3], "granularity": [3, 2], **options}
@@ -136,6 +201,44 @@ def test_models_give_the_same(options: Options) -> None:
     assert_same(plain, fused)
     assert all(torch.equal(a, b) for a, b in zip(fused, auto, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(plain, fused, strict=True))
+
+
+def test_a_model_that_recomputes_gives_the_same_bytes() -> None:
+    x, lengths = torch.randn(4, 61, 2, dtype=torch.float64), torch.tensor([61, 6, 1, 40])
+    found = []
+    for recompute in (False, True):
+        model = build(recompute=recompute)
+        outputs = model(x, lengths).outputs
+        found.append([outputs, *torch.autograd.grad(outputs.square().sum(), list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    call = library.call
+    monkeypatch.setattr(
+        library, "call", lambda name, dtype, found: (seen.append(found.segment), call(name, dtype, found))
+    )
+    layer, T = TPRNNLayer(1, 3, length=4, granularity=2, recompute=True), 4001
+    layer(torch.randn(8, T, 1), torch.full((8,), T))  # one slice
+
+    def states(segment: int) -> int:
+        """Of a sequence: h, c and path of each start but the first; of each step c and four gates, of each
+        sub-pyramid h and c of 2 + 1 aggregates, and the path."""
+        return ((T - 1) // 4 // segment) * 3 + (4 * 5 + 3 * 2 + 1) * segment
+
+    assert seen[-1] == min(range(1, 1002), key=states) > 5
+
+
+def test_recomputation_needs_the_kernel() -> None:
+    model, x = build(recompute=True), torch.randn(2, 13, 2, dtype=torch.float64)
+    with running("plain"):
+        with pytest.raises(RecipeError, match="needs the compiled kernels"):
+            model(x)
+        with torch.no_grad():  # nothing would be kept
+            model(x)
+    with pytest.raises(RecipeError, match="recompute: needs the compiled layer, which is for LSTM cells"):
+        build(recompute=True, cell="gru")
 
 
 @pytest.mark.parametrize("options", [{"cell": "gru"}, {"aggregation": "mean"}])

@@ -23,6 +23,7 @@
 #include <cstring>
 #include <vector>
 
+#include "gates.h"
 #include "interface.h"
 #include "parallel.h"
 #include "tile.h"
@@ -65,31 +66,6 @@ struct Call {
 
 // Rows that a slice has at most: the gates' gradients of one block then fit a first-level cache.
 constexpr long SLICE_ROWS = 64;
-
-// Units whose gates are made together: i, f, g, o of `width` lanes each, side by side.
-struct Block {
-  long unit, width;
-};
-
-// Where the gates of H units stand: blocks of V units, then one of V, V/2 or V/4 for the rest, so that a rest of four
-// units (H = 100, V = 16) costs one vector instead of four.
-template <class T>
-struct Layout {
-  long hidden, states;  // H, and the stride of h and c
-  long gates, stride;   // gates of all blocks, and the stride of a row of them
-  std::vector<Block> blocks;
-
-  explicit Layout(long H) : hidden(H), states(padded<T>(H)) {
-    for (long unit = 0; unit < H; unit += LANES<T>) {
-      long width = LANES<T>;
-      while (width > 1 && width * 4 > LANES<T> && width / 2 >= H - unit) width /= 2;
-      blocks.push_back({unit, width});
-    }
-    const Block& last = blocks.back();
-    gates = 4 * (last.unit + last.width);
-    stride = padded<T>(4 * last.unit + 3 * last.width + LANES<T>);  // its last gate is stored as a whole vector
-  }
-};
 
 // A layer's weights in the order in which the tiles read them.
 template <class T>
@@ -139,11 +115,7 @@ struct Weights {
   // Call visit(number, row, k) for every number of `gates`, in the layout of `forward`, and of the row of z~.
   template <class Visit>
   void for_each(const Visit& visit, T* gates, T* last) const {
-    for (const Block& block : layout.blocks)
-      for (long gate = 0; gate < 4; ++gate)
-        for (long u = 0; u < std::min(block.width, layout.hidden - block.unit); ++u)
-          for (long k = 0; k < K; ++k)
-            visit(gates[panel(block) + (4 * k + gate) * block.width + u], gate * layout.hidden + block.unit + u, k);
+    each_weight(layout, K, [&](long place, long row, long k) { visit(gates[place], row, k); });
     for (long k = 0; has_boundary && k < K; ++k) visit(last[k], 4 * layout.hidden, k);
   }
 };

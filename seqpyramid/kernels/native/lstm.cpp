@@ -3,12 +3,15 @@
 // A row that has ended keeps its state, gets no gradient from its padding and gives none to it. Rows come longest
 // first, so that the rows still running are always the first ones of a slice.
 //
+// Recomputation (segments.h): forward keeps h and c at the starts of segments, backward does the rest, bit for bit.
+//
 // Shapes: B batch, T time, F inputs, H hidden units, P = padded H. States and what is kept are time-major.
 #include <algorithm>
 
 #include "interface.h"
 #include "lstm_cell.h"
 #include "parallel.h"
+#include "segments.h"
 
 using namespace seqpyramid;
 
@@ -21,7 +24,10 @@ extern "C" struct LstmArguments {
   const void *h_first, *c_first;               // (B, P), or none: zeros
   void *h_last, *c_last;                       // (B, P)
   void* steps;                                 // (T, B, P), h of every step, or none
-  void *cells, *gates;                         // (T, B, P) and (T, B, 4P), for the backward pass, or none
+  void *cells, *gates;                         // (T, B, P), (T, B, gates' width): to go back, or none
+  int64_t segment;                             // steps of a segment; 0: nothing is recomputed
+  int64_t* answer;                             // out, of lstm_segment
+  void* starts;                                // (segments but the first, h and c, B, P), or none
   const void* d_steps;                         // (B, T, H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void *d_h_last, *d_c_last;             // (B, P), or none
@@ -32,6 +38,10 @@ extern "C" struct LstmArguments {
 
 SEQPYRAMID_EXPORT int seqpyramid_vector_bytes() { return SEQPYRAMID_VECTOR_BYTES; }
 
+// What a row of gates of a layer needs.
+SEQPYRAMID_EXPORT int64_t seqpyramid_gates_width_float32(int64_t hidden) { return Layout<float>(hidden).stride; }
+SEQPYRAMID_EXPORT int64_t seqpyramid_gates_width_float64(int64_t hidden) { return Layout<double>(hidden).stride; }
+
 namespace {
 
 template <class T>
@@ -39,33 +49,103 @@ Rows<const T> inputs_at(const LstmArguments& a, long row, long t) {
   return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
 }
 
+// Where c and the gates of steps lie: of all, of one segment in the rows of a slice, or the newest c alone.
+template <class T>
+struct Kept {
+  T *cells, *gates;
+  long rows, width, gates_width;
+  long first_row = 0, first_step = 0;
+  long steps = INT64_MAX;  // how many c there are before one takes the place of another
+
+  Rows<T> c(long t, long row) const {
+    return rows_of<T>(cells, (t - first_step) % steps * rows + row - first_row, width);
+  }
+  Rows<T> gates_of(long t, long row) const {
+    return rows_of<T>(gates, (t - first_step) * rows + row - first_row, gates_width);
+  }
+};
+
+// h (0) or c (1) before step t, where a segment starts.
+template <class T>
+Rows<T> start(const LstmArguments& a, long t, long which, long row, long width) {
+  return rows_of<T>(a.starts, ((t / a.segment - 1) * 2 + which) * a.batch + row, width);
+}
+
+template <class T>
+Rows<const T> h_start(const LstmArguments& a, long t, long row, long width) {
+  return t ? Rows<const T>(start<T>(a, t, 0, row, width)) : rows_of<T>(a.h_first, row, width);
+}
+
+template <class T>
+Rows<const T> c_start(const LstmArguments& a, long t, long row, long width) {
+  return t ? Rows<const T>(start<T>(a, t, 1, row, width)) : rows_of<T>(a.c_first, row, width);
+}
+
+// Run a slice from one step, where a segment starts, to another; new_h(t) says where h goes, ended(rows, h, c) hears of
+// the rows that have had their last step.
+template <class T, class NewH, class Ended>
+void run_steps(const LstmArguments& a, const LstmWeights<T>& w, const Slice& slice, long from, long to,
+               const Kept<T>& kept, NewH&& new_h, Ended&& ended) {
+  const long first = slice.first, P = w.width;
+  Rows<const T> h = h_start<T>(a, from, first, P), c = c_start<T>(a, from, first, P);
+  for (long t = from; t < to; ++t) {
+    const long rows = slice.active(t);
+    if (t > from && a.segment && t % a.segment == 0) {
+      copy_rows<T>(0, rows, h, start<T>(a, t, 0, first, P), P);
+      copy_rows<T>(0, rows, c, start<T>(a, t, 1, first, P), P);
+    }
+    const Rows<T> h_new = new_h(t), c_new = kept.c(t, first);
+    lstm_step<T>(w, rows, inputs_at<T>(a, first, t), h, c, kept.gates_of(t, first), h_new, c_new);
+    ended(slice.active(t + 1), rows, h_new, c_new);
+    h = h_new, c = c_new;
+  }
+}
+
 template <class T>
 void lstm_forward(const LstmArguments& a) {
   const LstmWeights<T> w(static_cast<const T*>(a.weight_ih), static_cast<const T*>(a.weight_hh),
                          static_cast<const T*>(a.bias), a.inputs, a.hidden);
-  const long P = w.width, N = w.gates_width(), B = a.batch;
+  const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
+  Kept<T> kept{static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()};
+  if (!a.cells) kept.cells = cell.data(), kept.steps = 1;
 
   run_parallel(long(slices.size()), a.threads, [&](long piece) {
     const Slice& slice = slices[size_t(piece)];
     const long first = slice.first;
-    Rows<const T> h = rows_of<T>(a.h_first, first, P), c = rows_of<T>(a.c_first, first, P);
-    Rows<T> h_last = rows_of<T>(a.h_last, first, P), c_last = rows_of<T>(a.c_last, first, P);
-    for (long t = 0; t < slice.steps(); ++t) {
-      const long rows = slice.active(t);
-      // Without an output a step, h takes turns between two buffers and c stays in one.
-      const Rows<T> h_new = a.steps ? rows_of<T>(a.steps, t * B + first, P)
-                                    : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
-      const Rows<T> c_new = a.cells ? rows_of<T>(a.cells, t * B + first, P) : Rows<T>{cell.data() + first * P, P};
-      const Rows<T> gates = rows_of<T>(a.gates, t * B + first, N);
-      lstm_step<T>(w, rows, inputs_at<T>(a, first, t), h, c, gates, h_new, c_new);
-      const long running = slice.active(t + 1);
-      copy_rows<T>(running, rows, h_new, h_last, P);
-      copy_rows<T>(running, rows, c_new, c_last, P);
-      h = h_new, c = c_new;
-    }
+    const Rows<T> h_last = rows_of<T>(a.h_last, first, P), c_last = rows_of<T>(a.c_last, first, P);
+    // Without an output a step, h takes turns between two buffers.
+    const auto new_h = [&](long t) {
+      return a.steps ? rows_of<T>(a.steps, t * B + first, P)
+                     : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
+    };
+    run_steps<T>(a, w, slice, 0, slice.steps(), kept, new_h, [&](long running, long rows, Rows<T> h, Rows<T> c) {
+      copy_rows<T>(running, rows, h, h_last, P);
+      copy_rows<T>(running, rows, c, c_last, P);
+    });
   });
+}
+
+// Memory for one segment of a slice.
+template <class T>
+struct StepRoom {
+  long rows;
+  Buffer<T> cells, gates, turns;
+
+  StepRoom(const LstmArguments& a, long rows_, long width)
+      : rows(rows_),
+        cells(size_t(a.segment * rows * width)),
+        gates(size_t(a.segment * rows * Layout<T>(a.hidden).stride)),
+        turns(size_t(2 * rows * width)) {}
+};
+
+// How many steps make a segment so that starts and rooms together need the least memory.
+template <class T>
+void lstm_segment(const LstmArguments& a) {
+  const std::vector<Slice> slices = cut(a.lengths, a.batch, slice_count(a.batch, a.threads));
+  const long rooms = std::min(a.threads, long(slices.size()));
+  *a.answer = best_segment(a.lengths[0], 2 * a.batch, rooms * most_rows(slices) * (1 + GATES));
 }
 
 template <class T>
@@ -74,13 +154,16 @@ void lstm_backward(const LstmArguments& a) {
   const auto* weight_hh = static_cast<const T*>(a.weight_hh);
   const LstmWeights<T> w(weight_ih, weight_hh, static_cast<const T*>(a.bias), a.inputs, a.hidden);
   const LstmTransposed<T> transposed(weight_ih, weight_hh, a.inputs, a.hidden, a.d_x != nullptr);
-  const long P = w.width, N = w.gates_width(), B = a.batch, V = LANES<T>;
+  const long P = w.width, B = a.batch, V = LANES<T>;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   std::vector<LstmGradients<T>> sums;
   for (const Slice& slice : slices) sums.emplace_back(w, slice.rows());
   const Buffer<T> states(size_t(6) * B * P);  // of one step: dh, dh', dc, s, s of the step before, h of that
 
-  run_parallel(long(slices.size()), a.threads, [&](long piece) {
+  Rooms<StepRoom<T>> rooms(a.segment ? std::min(a.threads, long(slices.size())) : 0,
+                       [&] { return StepRoom<T>(a, most_rows(slices), P); });
+
+  const auto run = [&](long piece, Kept<T> kept, const StepRoom<T>* room) {
     const Slice& slice = slices[size_t(piece)];
     LstmGradients<T>& sum = sums[size_t(piece)];
     const long first = slice.first, all = slice.rows();
@@ -94,20 +177,24 @@ void lstm_backward(const LstmArguments& a) {
     }
     if (a.d_c_last) copy_rows<T>(0, all, rows_of<T>(a.d_c_last, first, P), dc, P);
 
-    const auto kept_c = [&](long t) { return rows_of<T>(static_cast<const void*>(a.cells), t * B + first, P); };
-    const auto kept_gates = [&](long t) { return rows_of<T>(static_cast<const void*>(a.gates), t * B + first, N); };
-    long recalled = 0;  // rows of s that hold this step's values
-    for (long t = slice.steps() - 1; t >= 0; --t) {
+    // What is wanted two steps later: by then h before is formed again of the step before that.
+    const auto ahead = [&](long t, long from) {
+      if (t - 3 < from) return Ahead{};
+      return Ahead{kept.gates_of(t - 2, first).data - kept.gates_of(t, first).data,
+                   kept.c(t - 3, first).data - kept.c(t - 1, first).data};
+    };
+    // Step t, of a segment that starts at `from`; s of its first `recalled` rows is there.
+    const auto back = [&](long t, long from, long recalled) {
       const long rows = slice.active(t);
       if (recalled < rows) {  // rows that end here
-        const auto from = [&](Rows<const T> r) { return Rows<const T>{r.at(recalled), r.stride}; };
-        lstm_recall<T>(w, rows - recalled, from(kept_gates(t)), from(kept_c(t)), Rows<T>{s.at(recalled), P},
-                       Rows<T>{h_before.at(recalled), P});
+        const auto after = [&](Rows<const T> r) { return Rows<const T>{r.at(recalled), r.stride}; };
+        lstm_recall<T>(w, rows - recalled, after(kept.gates_of(t, first)), after(kept.c(t, first)),
+                       Rows<T>{s.at(recalled), P}, Rows<T>{h_before.at(recalled), P});
       }
-      Rows<const T> h = rows_of<T>(a.h_first, first, P), c = rows_of<T>(a.c_first, first, P);
-      if (t > 0) {
-        lstm_recall<T>(w, rows, kept_gates(t - 1), kept_c(t - 1), s_before, h_before);
-        h = h_before, c = kept_c(t - 1);
+      Rows<const T> h = h_start<T>(a, from, first, P), c = c_start<T>(a, from, first, P);
+      if (t > from) {
+        lstm_recall<T>(w, rows, kept.gates_of(t - 1, first), kept.c(t - 1, first), s_before, h_before);
+        h = h_before, c = kept.c(t - 1, first);
       }
       if (a.d_steps) {
         const T* d = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t * a.d_steps_time;
@@ -119,16 +206,33 @@ void lstm_backward(const LstmArguments& a) {
       if (further)
         for (long row = 0; row < rows; ++row) std::fill_n(dh_before.at(row), P, T(0));
       const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, transposed.inputs_width);
-      lstm_step_backward<T>(w, transposed, rows, inputs_at<T>(a, first, t), h, c, kept_gates(t), s, dh, dc,
-                            further ? dh_before : Rows<T>{}, d_x, sum);
+      lstm_step_backward<T>(w, transposed, rows, inputs_at<T>(a, first, t), h, c, kept.gates_of(t, first), s, dh, dc,
+                            further ? dh_before : Rows<T>{}, d_x, sum, ahead(t, from));
       std::swap(dh, dh_before);
       std::swap(s, s_before);
-      recalled = rows;
+      return rows;
+    };
+    for (long to = slice.steps(); to > 0;) {
+      const long from = a.segment ? (to - 1) / a.segment * a.segment : 0;
+      if (room) {
+        kept.first_step = from;
+        const auto new_h = [&](long t) { return Rows<T>{room->turns.data() + t % 2 * room->rows * P, P}; };
+        run_steps<T>(a, w, slice, from, to, kept, new_h, [](long, long, Rows<T>, Rows<T>) {});
+      }
+      long recalled = 0;
+      for (long t = to - 1; t >= from; --t) recalled = back(t, from, recalled);
+      to = from;
     }
     if (a.d_h_first) {
       copy_rows<T>(0, all, dh, rows_of<T>(a.d_h_first, first, P), P);
       copy_rows<T>(0, all, dc, rows_of<T>(a.d_c_first, first, P), P);
     }
+  };
+  run_parallel(long(slices.size()), a.threads, [&](long piece) {
+    if (!a.segment) return run(piece, {static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()}, nullptr);
+    rooms.with([&](const StepRoom<T>& room) {
+      run(piece, {room.cells.data(), room.gates.data(), room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
+    });
   });
   for (const LstmGradients<T>& sum : sums)
     sum.add_to(w, static_cast<T*>(a.d_weight_ih), static_cast<T*>(a.d_weight_hh), static_cast<T*>(a.d_bias));
@@ -136,5 +240,6 @@ void lstm_backward(const LstmArguments& a) {
 
 }  // namespace
 
+SEQPYRAMID_KERNEL(lstm_segment, LstmArguments, lstm_segment)
 SEQPYRAMID_KERNEL(lstm_forward, LstmArguments, lstm_forward)
 SEQPYRAMID_KERNEL(lstm_backward, LstmArguments, lstm_backward)

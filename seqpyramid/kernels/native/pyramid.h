@@ -34,6 +34,7 @@ struct Pyramid {
   std::vector<Range> leaving;        // of each step, for the sequences that end inside a sub-pyramid
   std::vector<long> position;        // of each step among those that wait
   std::vector<long> driver;          // the node that drives the step after it, or -1: the step itself
+  std::vector<long> first_node;      // of each sub-pyramid, with keep
   long nodes = 0, levels = 0, group = 0;  // group: the most states that can be aggregated at once
 
   // With keep, every aggregate is a node of its own; without, those of one level and position share one.
@@ -46,6 +47,7 @@ struct Pyramid {
     long emitted = 0;
     for (long t = 0; t < time; ++t) {
       const long steps = t % length + 1;
+      if (steps == 1) first_node.push_back(created_);
       position.push_back(waiting.steps++);
       Range now = begin();
       if (steps == length) {
@@ -76,6 +78,16 @@ struct Pyramid {
       }
       end(last, leaving);
     }
+  }
+
+  // The most nodes of so many sub-pyramids side by side, from one whose number is a multiple of theirs on.
+  long most_nodes(long pyramids) const {
+    long most = 0;
+    for (size_t k = 0; k < first_node.size(); k += size_t(pyramids)) {
+      const size_t next = k + size_t(pyramids);
+      most = std::max(most, (next < first_node.size() ? first_node[next] : nodes) - first_node[k]);
+    }
+    return most;
   }
 
  private:

@@ -16,70 +16,71 @@
 //
 // W1 is (3M, M), W2 (M, 3M); fewer than M states use the top-left slices.
 //
-// Shapes: M states at most, n states now, H units, P = padded H, V lanes.
+// p, q, r and de are products of a small matrix with a wide one, the units of one row of a batch being its columns.
+//
+// Shapes: M states at most, n states now, H units, P = padded H, V numbers a vector.
 #pragma once
 
 #include <vector>
 
+#include "scramble.h"
 #include "tile.h"
 
 namespace seqpyramid {
 
 constexpr long EXPANSION = 3;
 
+// Of a product with a small matrix: at most so many of its rows, and vectors, on registers.
+#if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int THETA_TILE = 8, THETA_VECTORS = 3;
+#else
+constexpr int THETA_TILE = 4, THETA_VECTORS = 2;
+#endif
+
+// The two matrices of a theta as torch has them, and transposed.
 template <class T>
 struct Theta {
   long states;  // M
   const T *first, *second;
-};
+  Buffer<T> first_transposed, second_transposed;  // (M, 3M), (3M, M)
 
-// Where each weight comes from when n states are scrambled, and back, as offsets into [state][P].
-class Scramble {
- public:
-  Scramble(long states, long hidden, long width) : forward_(size_t(states) + 1), back_(size_t(states) + 1) {
-    for (long n = 1; n <= states; ++n) {
-      std::vector<int32_t> there(size_t(n * width)), back(size_t(n * width));
-      for (long k = 0; k < n * width; ++k) there[size_t(k)] = back[size_t(k)] = int32_t(k);  // padding stays
-      for (long k = 0; k < n * hidden; ++k) {
-        const long from = k % n * width + k / n, to = k / hidden * width + k % hidden;
-        there[size_t(to)] = int32_t(from);
-        back[size_t(from)] = int32_t(to);
+  Theta(long states_, const void* first_, const void* second_)
+      : states(states_), first(static_cast<const T*>(first_)), second(static_cast<const T*>(second_)) {
+    if (!first) return;
+    const long M = states, D = EXPANSION * M;
+    first_transposed = Buffer<T>(size_t(D * M)), second_transposed = Buffer<T>(size_t(D * M));
+    for (long d = 0; d < D; ++d)
+      for (long m = 0; m < M; ++m) {
+        first_transposed.data()[m * D + d] = first[d * M + m];
+        second_transposed.data()[d * M + m] = second[m * D + d];
       }
-      forward_[size_t(n)] = std::move(there);
-      back_[size_t(n)] = std::move(back);
-    }
   }
-  const int32_t* there(long n) const { return forward_[size_t(n)].data(); }
-  const int32_t* back(long n) const { return back_[size_t(n)].data(); }
 
- private:
-  std::vector<std::vector<int32_t>> forward_, back_;
+  explicit operator bool() const { return first != nullptr; }
 };
 
-// Workspace for one row: p, s, s' and their gradients.
+// Workspace for one row, each state or p_d P apart.
 template <class T>
 struct ThetaWork {
-  Buffer<T> p, s, s_read, r, dq, ds_read;
-  Buffer<Vector<T>> vectors;   // e and q where they are too many for registers
-  std::vector<const T*> rows;  // of dq
-  std::vector<const T*> e;     // the row's states, and where their gradients go
-  std::vector<T*> de;
-  std::vector<Rows<const T>> sources;
-  std::vector<Rows<T>> targets;
+  long hidden, width;  // H, P
+  Buffer<T> e, p, r, s, dq, ds, de, a;
+  Scramble<T> scramble;
+  Buffer<T> s_text, ds_text;
 
-  ThetaWork(long states, long width)
-      : p(size_t(EXPANSION * states * width)),
-        s(size_t(states * width)),
-        s_read(size_t(states * width)),
+  ThetaWork(long states, long hidden_)
+      : hidden(hidden_),
+        width(padded<T>(hidden_)),
+        e(size_t(states * width)),
+        p(size_t(EXPANSION * states * width)),
         r(size_t(EXPANSION * states * width)),
+        s(size_t(states * width)),
         dq(size_t(states * width)),
-        ds_read(size_t(states * width)),
-        vectors(size_t(2 * states)),
-        rows(size_t(states)),
-        e(size_t(states)),
-        de(size_t(states)),
-        sources(size_t(states)),
-        targets(size_t(states)) {}
+        ds(size_t(states * width)),
+        de(size_t(states * width)),
+        a(size_t(width)),
+        scramble(states, hidden_),
+        s_text(size_t(scramble.length())),
+        ds_text(size_t(scramble.length())) {}
 };
 
 // What is added up for one theta over a slice, a vector for each number of W1 and of the transposed W2: [d][m][V].
@@ -103,55 +104,137 @@ struct ThetaGradients {
   }
 };
 
-template <class T>
-SEQPYRAMID_INLINE void permute(const int32_t* table, long count, const T* from, T* to) {
-  for (long k = 0; k < count; ++k) to[k] = from[table[k]];
-}
+// What becomes of a sum: it is stored, or the greater of it and 0 is, or it is where a number beside is positive (else
+// 0), or it is added.
+enum class Finish { STORE, POSITIVE, WHERE, ADD };
 
-// s of one row, and p where the backward pass wants it. N is n where it is small enough for registers, else 0.
-template <class T, int N>
-SEQPYRAMID_INLINE void theta_weights(const Theta<T>& theta, long n_, const T* const* e, long width, T* p, T* s,
-                                     Vector<T>* vectors) {
-  const long n = N ? N : n_, M = theta.states;
-  Vector<T> e_registers[N ? N : 1], q_registers[N ? N : 1];
-  Vector<T>* const e_now = N ? e_registers : vectors;
-  Vector<T>* const q = N ? q_registers : vectors + n;
-  for (long u = 0; u < width; u += LANES<T>) {
+template <class T, Finish FINISH, int ROWS, int VECTORS>
+SEQPYRAMID_INLINE void combine_tile(long depth, const T* a, long a_depth, const T* b, long width, T* out,
+                                    const T* where) {
+  constexpr long V = LANES<T>;
+  Vector<T> sum[ROWS][VECTORS];
+  const auto multiply = [&](auto first) {
+    Vector<T> right[VECTORS];
     SEQPYRAMID_UNROLL
-    for (long m = 0; m < n; ++m) e_now[m] = load(e[m] + u), q[m] = Vector<T>{};
-    for (long d = 0; d < EXPANSION * n; ++d) {
-      Vector<T> sum{};
+    for (int j = 0; j < VECTORS; ++j) right[j] = load(b + j * V);
+    SEQPYRAMID_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      const Vector<T> left = broadcast<T>(a[i]);
       SEQPYRAMID_UNROLL
-      for (long m = 0; m < n; ++m) sum += theta.first[d * M + m] * e_now[m];
-      sum = sum > Vector<T>{} ? sum : Vector<T>{};
-      if (p) store(p + d * width + u, sum);
-      SEQPYRAMID_UNROLL
-      for (long m = 0; m < n; ++m) q[m] += theta.second[m * EXPANSION * M + d] * sum;
+      for (int j = 0; j < VECTORS; ++j)
+        if constexpr (decltype(first)::value)
+          sum[i][j] = left * right[j];
+        else
+          sum[i][j] += left * right[j];
     }
+  };
+  multiply(std::true_type{});
+  for (long k = 1; k < depth; ++k) {
+    a += a_depth, b += width;
+    multiply(std::false_type{});
+  }
+  SEQPYRAMID_UNROLL
+  for (int i = 0; i < ROWS; ++i) {
     SEQPYRAMID_UNROLL
-    for (long m = 0; m < n; ++m) store(s + m * width + u, sigmoid<T>(q[m]));
+    for (int j = 0; j < VECTORS; ++j) {
+      T* const to = out + i * width + j * V;
+      Vector<T> result = sum[i][j];
+      if constexpr (FINISH == Finish::POSITIVE) result = greater<T>(Vector<T>{}, result);
+      if constexpr (FINISH == Finish::WHERE)
+        result = load(where + i * width + j * V) > Vector<T>{} ? result : Vector<T>{};
+      if constexpr (FINISH == Finish::ADD) result += load(to);
+      store(to, result);
+    }
   }
 }
 
-template <class T, int N>
-void theta_row(const Theta<T>& theta, const Scramble* scramble, long n, const T* const* e, long width, T* y,
-               ThetaWork<T>& work) {
-  theta_weights<T, N>(theta, n, e, width, nullptr, work.s.data(), work.vectors.data());
-  const T* s = work.s.data();
-  if (scramble) {
-    permute(scramble->there(n), n * width, s, work.s_read.data());
-    s = work.s_read.data();
-  }
-  for (long u = 0; u < width; u += LANES<T>) {
-    Vector<T> sum{};
-    for (long m = 0; m < n; ++m) sum += load(s + m * width + u) * load(e[m] + u);
-    store(y + u, tanh<T>(sum));
+template <class T, Finish FINISH, int ROWS>
+void combine_strip(long depth, const T* a, long a_depth, const T* b, long width, T* out, const T* where) {
+  long u = 0;
+  for (; u + THETA_VECTORS * LANES<T> <= width; u += THETA_VECTORS * LANES<T>)
+    combine_tile<T, FINISH, ROWS, THETA_VECTORS>(depth, a, a_depth, b + u, width, out + u, where + u);
+  for (; u < width; u += LANES<T>)
+    combine_tile<T, FINISH, ROWS, 1>(depth, a, a_depth, b + u, width, out + u, where + u);
+}
+
+// out (rows, width) from a (depth, rows; a_depth apart) and b (depth, width): out[i] = sum over k of a[k][i] * b[k].
+template <class T, Finish FINISH>
+void combine(long rows, long depth, const T* a, long a_depth, const T* b, long width, T* out, const T* where) {
+  const long tiles = (rows + THETA_TILE - 1) / THETA_TILE;
+  for (long tile = 0; tile < tiles; ++tile) {
+    const long first = rows * tile / tiles, count = rows * (tile + 1) / tiles - first;
+    const auto strip = [&](auto size) {
+      combine_strip<T, FINISH, decltype(size)::value>(depth, a + first, a_depth, b, width, out + first * width,
+                                                      where + first * width);
+    };
+    switch (count) {
+      case 1: strip(std::integral_constant<int, 1>{}); break;
+      case 2: strip(std::integral_constant<int, 2>{}); break;
+      case 3: strip(std::integral_constant<int, 3>{}); break;
+      case 4: strip(std::integral_constant<int, 4>{}); break;
+#if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
+      case 5: strip(std::integral_constant<int, 5>{}); break;
+      case 6: strip(std::integral_constant<int, 6>{}); break;
+      case 7: strip(std::integral_constant<int, 7>{}); break;
+      default: strip(std::integral_constant<int, 8>{}); break;
+#endif
+    }
   }
 }
 
-// sums[d][m] += over a row of left[d] * right[m], for 3 rows of left and COUNT of right, on registers.
+// x = sigmoid(x), or tanh(x), of whole vectors.
+template <class T, unsigned TANH>
+void squash_row(T* x, long width) {
+  for_row_tiles(width / LANES<T>, [&](auto tile, long first) {
+    constexpr int COUNT = decltype(tile)::value;
+    T* const from = x + first * LANES<T>;
+    Vector<T> now[COUNT];
+    SEQPYRAMID_UNROLL
+    for (int k = 0; k < COUNT; ++k) now[k] = load(from + k * LANES<T>);
+    squash<T, TANH>(now);
+    SEQPYRAMID_UNROLL
+    for (int k = 0; k < COUNT; ++k) store(from + k * LANES<T>, now[k]);
+  });
+}
+
+// s' of one row, its states `apart` from one another, and its e and p.
+template <class T>
+const T* theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
+                       ThetaWork<T>& work, long& apart) {
+  const long M = theta.states, P = work.width;
+  T *const e = work.e.data(), *const p = work.p.data();
+  // Side by side: as they come they may lie whole pages apart, where one's stores hold up the other's loads.
+  for (long m = 0; m < n; ++m) std::copy_n(states[m].at(row), P, e + m * P);
+  combine<T, Finish::POSITIVE>(EXPANSION * n, n, theta.first_transposed.data(), EXPANSION * M, e, P, p, nullptr);
+  combine<T, Finish::STORE>(n, EXPANSION * n, theta.second_transposed.data(), M, p, P, work.s.data(), nullptr);
+  squash_row<T, 0>(work.s.data(), n * P);
+  apart = P;
+  if (!scrambled) return work.s.data();
+  apart = work.hidden;
+  work.scramble.write(n, work.s.data(), P, work.s_text.data());
+  return work.s_text.data();
+}
+
+// y = theta(states) for rows [first, last). y may be one of the states.
+template <class T>
+void theta_forward(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, Rows<T> y, long first,
+                   long last, ThetaWork<T>& work) {
+  const long P = work.width;
+  for (long row = first; row < last; ++row) {
+    long apart;
+    const T* s = theta_weights(theta, scrambled, n, states, row, work, apart);
+    for (long u = 0; u < P; u += LANES<T>) {
+      Vector<T> sum{};
+      for (long m = 0; m < n; ++m) sum += load(s + m * apart + u) * load(work.e.data() + m * P + u);
+      store(y.at(row, u), sum);
+    }
+    squash_row<T, 0b11111111>(y.at(row), P);
+  }
+}
+
+// sums[d][m] += over the units of left[d] * right[m], for 3 d's and COUNT m's, on registers.
 template <class T, int COUNT>
-SEQPYRAMID_INLINE void outer_tile(const T* left, long width, const T* const* right, T* sums, long sums_row) {
+SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* sums, long sums_row) {
   constexpr long V = LANES<T>;
   Vector<T> sum[EXPANSION][COUNT];
   for (int d = 0; d < EXPANSION; ++d)
@@ -160,7 +243,7 @@ SEQPYRAMID_INLINE void outer_tile(const T* left, long width, const T* const* rig
     const Vector<T> a[EXPANSION] = {load(left + u), load(left + width + u), load(left + 2 * width + u)};
     SEQPYRAMID_UNROLL
     for (int m = 0; m < COUNT; ++m) {
-      const Vector<T> b = load(right[m] + u);
+      const Vector<T> b = held<T>(load(right + m * width + u));
       for (int d = 0; d < EXPANSION; ++d) sum[d][m] += a[d] * b;
     }
   }
@@ -170,88 +253,61 @@ SEQPYRAMID_INLINE void outer_tile(const T* left, long width, const T* const* rig
 
 // The same for all 3n rows of left and all n of right; sums has M columns.
 template <class T>
-void add_outer(long n, long M, const T* left, long width, const T* const* right, T* sums) {
-  constexpr long V = LANES<T>, CHUNK = SEQPYRAMID_VECTOR_BYTES == 64 ? 8 : 4;
+void add_outer(long n, long M, const T* left, const T* right, long width, T* sums) {
+  constexpr long V = LANES<T>;
   for (long d = 0; d < EXPANSION * n; d += EXPANSION)
-    for (long m = 0; m < n; m += CHUNK) {
-      const T* from = left + d * width;
-      T* to = sums + (d * M + m) * V;
-      switch (n - m < CHUNK ? n - m : CHUNK) {
-        case 8: outer_tile<T, 8>(from, width, right + m, to, M * V); break;
-        case 7: outer_tile<T, 7>(from, width, right + m, to, M * V); break;
-        case 6: outer_tile<T, 6>(from, width, right + m, to, M * V); break;
-        case 5: outer_tile<T, 5>(from, width, right + m, to, M * V); break;
-        case 4: outer_tile<T, 4>(from, width, right + m, to, M * V); break;
-        case 3: outer_tile<T, 3>(from, width, right + m, to, M * V); break;
-        case 2: outer_tile<T, 2>(from, width, right + m, to, M * V); break;
-        default: outer_tile<T, 1>(from, width, right + m, to, M * V); break;
+    for (long m = 0; m < n; m += THETA_TILE) {
+      const T *const a = left + d * width, *const b = right + m * width;
+      T* const to = sums + (d * M + m) * V;
+      switch (std::min(n - m, long(THETA_TILE))) {
+        case 1: outer_tile<T, 1>(a, b, width, to, M * V); break;
+        case 2: outer_tile<T, 2>(a, b, width, to, M * V); break;
+        case 3: outer_tile<T, 3>(a, b, width, to, M * V); break;
+        case 4: outer_tile<T, 4>(a, b, width, to, M * V); break;
+#if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
+        case 5: outer_tile<T, 5>(a, b, width, to, M * V); break;
+        case 6: outer_tile<T, 6>(a, b, width, to, M * V); break;
+        case 7: outer_tile<T, 7>(a, b, width, to, M * V); break;
+        default: outer_tile<T, 8>(a, b, width, to, M * V); break;
+#endif
       }
     }
 }
 
-template <class T, int N>
-void theta_row_backward(const Theta<T>& theta, const Scramble* scramble, long n_, const T* const* e, long width,
-                        const T* y, const T* dy, T* const* de, ThetaWork<T>& work, ThetaGradients<T>& sums) {
-  const long n = N ? N : n_, M = theta.states;
-  T *p = work.p.data(), *s = work.s.data(), *r = work.r.data(), *dq = work.dq.data(), *ds = work.ds_read.data();
-  theta_weights<T, N>(theta, n, e, width, p, s, work.vectors.data());
-  const T* s_read = s;
-  if (scramble) {
-    permute(scramble->there(n), n * width, s, work.s_read.data());
-    s_read = work.s_read.data();
-  }
-  for (long u = 0; u < width; u += LANES<T>) {
-    const Vector<T> y_now = load(y + u), a = load(dy + u) * (T(1) - y_now * y_now);
-    for (long m = 0; m < n; ++m) {
-      store(de[m] + u, a * load(s_read + m * width + u));
-      store(ds + m * width + u, a * load(e[m] + u));
+// The gradients of the states of rows [first, last) into de, of which one may be dy; those of the weights are added
+// to sums.
+template <class T>
+void theta_backward(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, Rows<const T> y,
+                    Rows<const T> dy, const Rows<T>* de, long first, long last, ThetaWork<T>& work,
+                    ThetaGradients<T>& sums) {
+  constexpr long V = LANES<T>;
+  const long M = theta.states, P = work.width;
+  T *const a = work.a.data(), *const de_now = work.de.data(), *const e = work.e.data(), *const p = work.p.data();
+  T *const r = work.r.data(), *const dq = work.dq.data();
+  for (long row = first; row < last; ++row) {
+    long apart;
+    const T* s = theta_weights(theta, scrambled, n, states, row, work, apart);
+    T* const ds = scrambled ? work.ds_text.data() : work.ds.data();
+    for (long u = 0; u < P; u += V) {
+      const Vector<T> y_now = load(y.at(row, u));
+      store(a + u, load(dy.at(row, u)) * (T(1) - y_now * y_now));
     }
-  }
-  if (scramble) {
-    permute(scramble->back(n), n * width, ds, work.s_read.data());
-    ds = work.s_read.data();
-  }
-  Vector<T> de_registers[N ? N : 1], dq_registers[N ? N : 1];
-  Vector<T>* const de_now = N ? de_registers : work.vectors.data();
-  Vector<T>* const dq_now = N ? dq_registers : work.vectors.data() + n;
-  for (long u = 0; u < width; u += LANES<T>) {
-    SEQPYRAMID_UNROLL
-    for (long m = 0; m < n; ++m) {
-      const Vector<T> s_now = load(s + m * width + u);
-      dq_now[m] = load(ds + m * width + u) * s_now * (T(1) - s_now);
-      store(dq + m * width + u, dq_now[m]);
-      de_now[m] = load(de[m] + u);
+    for (long m = 0; m < n; ++m)  // in a text, what a state has past its units is where the next one begins
+      for (long u = 0; u < P; u += V) {
+        const Vector<T> a_now = load(a + u);
+        store(ds + m * apart + u, a_now * load(e + m * P + u));
+        store(de_now + m * P + u, a_now * load(s + m * apart + u));
+      }
+    if (scrambled) work.scramble.read(n, ds, work.ds.data(), P);
+    for (long u = 0; u < n * P; u += V) {
+      const Vector<T> s_now = load(work.s.data() + u);
+      store(dq + u, load(work.ds.data() + u) * s_now * (T(1) - s_now));
     }
-    for (long d = 0; d < EXPANSION * n; ++d) {
-      Vector<T> sum{};
-      SEQPYRAMID_UNROLL
-      for (long m = 0; m < n; ++m) sum += theta.second[m * EXPANSION * M + d] * dq_now[m];
-      sum = load(p + d * width + u) > Vector<T>{} ? sum : Vector<T>{};
-      store(r + d * width + u, sum);
-      SEQPYRAMID_UNROLL
-      for (long m = 0; m < n; ++m) de_now[m] += theta.first[d * M + m] * sum;
-    }
-    SEQPYRAMID_UNROLL
-    for (long m = 0; m < n; ++m) store(de[m] + u, de_now[m]);
-  }
-  std::vector<const T*>& rows = work.rows;
-  for (long m = 0; m < n; ++m) rows[size_t(m)] = dq + m * width;
-  add_outer<T>(n, M, r, width, e, sums.first.data());
-  add_outer<T>(n, M, p, width, rows.data(), sums.second.data());
-}
-
-// Call run(std::integral_constant<int, N>) with N = n where there is a form for it on registers, else with 0.
-template <class Run>
-void with_count(long n, Run&& run) {
-  switch (n) {
-    case 2: run(std::integral_constant<int, 2>{}); break;
-    case 3: run(std::integral_constant<int, 3>{}); break;
-    case 4: run(std::integral_constant<int, 4>{}); break;
-    case 5: run(std::integral_constant<int, 5>{}); break;
-    case 6: run(std::integral_constant<int, 6>{}); break;
-    case 7: run(std::integral_constant<int, 7>{}); break;
-    case 8: run(std::integral_constant<int, 8>{}); break;
-    default: run(std::integral_constant<int, 0>{}); break;
+    combine<T, Finish::WHERE>(EXPANSION * n, n, theta.second, EXPANSION * M, dq, P, r, p);
+    combine<T, Finish::ADD>(n, EXPANSION * n, theta.first, M, r, P, de_now, nullptr);
+    for (long m = 0; m < n; ++m) std::copy_n(de_now + m * P, P, de[m].at(row));
+    add_outer<T>(n, M, r, e, P, sums.first.data());
+    add_outer<T>(n, M, p, dq, P, sums.second.data());
   }
 }
 

@@ -1,14 +1,6 @@
-// Small matrix products on register tiles, and the layouts of weights that they read.
+// Small matrix products on register tiles, memory for them, and rows.
 //
-// A recurrent layer's weights (G H, K), rows ordered gate by gate, are cut into blocks of as many units as a vector
-// has lanes (V). H is padded to whole blocks with zeros. Two packed forms:
-//
-//   forward   [block][k][gate][V]          one tile of rows gives all gates of a block's units, on registers
-//   backward  [block][gate][V][padded K]   one block's gate gradients give their share of the sources' gradient
-//
-// Gates and their gradients are laid out [row][block][gate][V]; states [row][padded H].
-//
-// Shapes: M rows, K depth, H hidden units, G gates, V lanes.
+// Shapes: M rows, K depth, V lanes.
 #pragma once
 
 #include <algorithm>
@@ -78,40 +70,6 @@ void copy_rows(long first, long last, Rows<const T> from, Rows<T> to, long width
   for (long row = first; row < last; ++row) std::copy_n(from.at(row), width, to.at(row));
 }
 
-// The forward form of `weight`, whose row g H + u starts at weight + (g H + u) * stride.
-template <class T>
-Buffer<T> pack_forward(const T* weight, long stride, long gates, long hidden, long depth) {
-  const long V = LANES<T>, blocks = padded<T>(hidden) / V;
-  Buffer<T> packed(size_t(blocks) * depth * gates * V);
-  for (long g = 0; g < gates; ++g)
-    for (long u = 0; u < hidden; ++u)
-      for (long k = 0; k < depth; ++k)
-        packed.data()[((u / V * depth + k) * gates + g) * V + u % V] = weight[(g * hidden + u) * stride + k];
-  return packed;
-}
-
-// The backward form.
-template <class T>
-Buffer<T> pack_backward(const T* weight, long stride, long gates, long hidden, long depth) {
-  const long V = LANES<T>, blocks = padded<T>(hidden) / V, width = padded<T>(depth);
-  Buffer<T> packed(size_t(blocks) * gates * V * width);
-  for (long g = 0; g < gates; ++g)
-    for (long u = 0; u < hidden; ++u)
-      std::memcpy(packed.data() + ((u / V * gates + g) * V + u % V) * width, weight + (g * hidden + u) * stride,
-                  sizeof(T) * depth);
-  return packed;
-}
-
-// Add a gradient in the forward form to `weight`, laid out as for pack_forward.
-template <class T>
-void unpack_add(const T* packed, T* weight, long stride, long gates, long hidden, long depth) {
-  const long V = LANES<T>;
-  for (long g = 0; g < gates; ++g)
-    for (long u = 0; u < hidden; ++u)
-      for (long k = 0; k < depth; ++k)
-        weight[(g * hidden + u) * stride + k] += packed[((u / V * depth + k) * gates + g) * V + u % V];
-}
-
 // sum[i][j] += over k of a[i * a_row + k * a_depth] * b[k * b_depth + j V]; sum stays on registers.
 template <class T, int ROWS, int VECTORS>
 SEQPYRAMID_INLINE void multiply_add(long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
@@ -158,8 +116,7 @@ void add_product_strip(long rows, long depth, const T* a, long a_row, long a_dep
 
 // c (rows x vectors V, rows c_row apart) += a (rows x depth, any strides) * b (depth x vectors V, b_depth apart).
 //
-// Backward of a block, dg its gate gradients (M x G V): sources' gradient += dg * backward form;
-// weight gradient (forward form, K x G V) += sources^T * dg, the transpose being a matter of strides.
+// A transposed a is a matter of strides.
 template <class T>
 void add_product(long rows, long vectors, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
                  T* c, long c_row) {

@@ -1,0 +1,55 @@
+"""What a forward pass keeps, by the byte."""
+
+import pytest
+import torch
+
+from seqpyramid.analysis.kept import kept_bytes
+from seqpyramid.analysis.memory import SyntheticBuild
+from seqpyramid.contracts import TaskSpec
+from seqpyramid.kernels import library
+from seqpyramid.kernels.lstm import padded
+from seqpyramid.models import MODELS
+from seqpyramid.models.base import ModelConfig
+from tests.kernels import needs_kernels, running
+
+CPU = torch.device("cpu")
+SPEC = TaskSpec(input_size=1, outputs=3)
+
+
+def kept(config: ModelConfig, *, B: int, T: int) -> int:
+    return kept_bytes(SyntheticBuild(config=config, spec=SPEC, batch_size=B, time=T), CPU)
+
+
+def config(name: str, **fields: object) -> ModelConfig:
+    return MODELS[name].model_validate(fields)
+
+
+@needs_kernels
+def test_an_lstm_keeps_its_gates_and_c() -> None:
+    B, T, H = 7, 23, 5
+    with running("fused"):
+        found = kept(config("lstm", hidden_size=H), B=B, T=T)
+    width = padded(H, torch.float32)
+    # and the lengths, the sum of two biases, the last h and c that the head reads
+    steps = B * T * (width + library.gates_width(H, torch.float32))
+    assert found == 4 * steps + 8 * B + 4 * 4 * H + 4 * 2 * B * width
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("lstm", {"hidden_size": 32}),
+        ("tp_rnn", {"hidden_size": 32, "pyramid_length": (10, 5), "granularity": (5, 3)}),
+    ],
+)
+def test_memory_is_linear_in_time_and_recomputation_saves_most(name: str, fields: dict[str, object]) -> None:
+    with running("fused", threads=2):
+        short, long = (kept(config(name, **fields), B=4, T=T) for T in (500, 1000))
+        again, longer = (kept(config(name, recompute=True, **fields), B=4, T=T) for T in (1000, 4000))
+    assert long == pytest.approx(2 * short, rel=0.02)
+    if name == "lstm":
+        assert again < long / 10
+        assert longer < 2.5 * again  # the square root of four, and what does not grow
+    else:
+        assert again < long / 7  # the second layer's inputs stay
