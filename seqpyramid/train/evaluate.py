@@ -57,15 +57,15 @@ def evaluate(
                 result = task.run(model, batch, state)
                 state = result.state
                 metrics.update(result.outputs, batch)
-                if collect:
-                    outputs.append(result.outputs.float().cpu())
-                    targets.append(batch.y.cpu())
+                if collect:  # on the device until the end: a copy would wait for it at every batch
+                    outputs.append(result.outputs.float())
+                    targets.append(batch.y)
     finally:
         model.train(was_training)
     return Evaluation(
         metrics=metrics.compute(),
-        outputs=torch.cat(outputs) if collect else None,
-        targets=torch.cat(targets) if collect else None,
+        outputs=torch.cat(outputs).cpu() if collect else None,
+        targets=torch.cat(targets).cpu() if collect else None,
     )
 
 

@@ -3,13 +3,18 @@
 A step cuts its batch into parts, adds up the parts' summed losses and gradients, divides by the number of targets,
 clips, and moves the parameters. All that a later step depends on is in ``last.pt``, so that the same command
 again continues to the same bytes (same machine, threads and versions).
+
+Between gathering a batch and moving the parameters a step waits for a device once, to read its loss and the norm of its
+gradient: a loss that is not finite must end the run before anything moves. Reading them a step later would save some
+of the wait, but then every parameter and every number of the optimiser would have to be kept twice, and every
+checkpoint, record and stop would have to know of a step that is not judged yet.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,15 +23,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from seqpyramid.contracts import Selection
+from seqpyramid.contracts import Batch, ModelOutput, Selection
 from seqpyramid.data.loading import Dataset
 from seqpyramid.errors import DivergedError, IntegrityError
 from seqpyramid.models.base import SequenceModel
-from seqpyramid.recipe import RunPlan
+from seqpyramid.recipe import RunPlan, TrainConfig
 from seqpyramid.rundir import RunDir
 from seqpyramid.tasks.base import Task
 from seqpyramid.train import checkpoint
 from seqpyramid.train.evaluate import StopEvaluation, autocast, evaluate, to_device
+from seqpyramid.train.graphs import CUDARecorder, GraphedStep, Measured
 from seqpyramid.train.launch import StopRequests
 from seqpyramid.train.observe import Observer
 from seqpyramid.train.optim import Progress, build_optimizer, lr_at
@@ -100,6 +106,11 @@ class Training:
         self.carried: list[Any] = []
         self.diagnostics: dict[str, Tensor] = {}
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._graphed: GraphedStep | None = None
+        if may_repeat(self.train, task, device):
+            self._graphed = GraphedStep(
+                lambda batch: self._measure([batch]), self.model, CUDARecorder(device)
+            )
 
     def fit(self, stop: StopRequests) -> Standing:
         """Train to the end of the recipe, continuing from ``last.pt`` if there is one.
@@ -175,37 +186,23 @@ class Training:
             group["lr"] = rate
         self.model.set_progress(now.epoch, now.step)
         self.task.set_progress(now.epoch, now.step)
-        self.optimizer.zero_grad(set_to_none=True)
         parts = indices.chunk(self.train.accumulate)
         if now.position == 0 or len(self.carried) != len(parts):
             self.carried = [None] * len(parts)
-        loss_sum, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for k, part in enumerate(parts):
-            batch = to_device(self.train_set.batch(part), self.device)
-            with autocast(self.device, self.train.precision):
-                output = self.task.run(self.model, batch, self.carried[k])
-                part_loss, part_count = self.task.loss(output.outputs.float(), batch)
-            if output.aux_loss is not None:
-                part_loss = part_loss + output.aux_loss * part_count
-            torch.autograd.backward(part_loss)
-            self.carried[k] = detached(output.state)
-            self.diagnostics = output.diagnostics
-            loss_sum += part_loss.detach()
-            count += part_count
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, 1.0 / count)
-        norm = nn.utils.get_total_norm(gradients)
-        loss, norm_value = torch.stack([loss_sum / count, norm.to(loss_sum.dtype)]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm_value)):
-            self._diverged(loss, norm_value, rate)
-        if self.train.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self.train.clip_norm, norm)
-        self.optimizer.step()
+        if self._graphed is None:
+            measured = self._measure(map(self._gather, parts))
+        else:
+            measured = self._graphed(self._gather(indices))
+        self.diagnostics = measured.diagnostics
+        loss, norm = self._read(measured)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._diverged(loss, norm, rate)
+        self._move()
 
         now.step += 1
         now.sequences += len(indices)
         now.loss_sum += loss
-        now.norm_sum += norm_value
+        now.norm_sum += norm
         now.position += 1
         if now.position == self.steps_per_epoch:
             now.epoch, now.position = now.epoch + 1, 0
@@ -214,9 +211,58 @@ class Training:
         if now.step % RECORD_EVERY == 0 or now.position == 0 or now.step == self.total_steps:
             self._record_training(records, rate)
 
+    def _measure(self, parts: Iterable[Batch]) -> Measured:
+        """All of a step that the device does before the parameters may move; nothing here waits for it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        diagnostics: dict[str, Tensor] = {}
+        for k, batch in enumerate(parts):
+            output, part_loss, part_count = self._forward(batch, self.carried[k])
+            self._backward(part_loss)
+            self.carried[k] = detached(output.state)
+            diagnostics = {name: value.detach() for name, value in output.diagnostics.items()}
+            loss_sum += part_loss.detach()
+            count += part_count
+        return Measured(self._condition(loss_sum, count), diagnostics)
+
+    def _gather(self, indices: Tensor) -> Batch:
+        """The examples of a part, on the device."""
+        return to_device(self.train_set.batch(indices), self.device)
+
+    def _forward(self, batch: Batch, state: Any) -> tuple[ModelOutput, Tensor, Tensor]:
+        """The model's answer, the sum of its losses, and the number of targets."""
+        with autocast(self.device, self.train.precision):
+            output = self.task.run(self.model, batch, state)
+            loss, count = self.task.loss(output.outputs.float(), batch)
+        if output.aux_loss is not None:
+            loss = loss + output.aux_loss * count
+        return output, loss, count
+
+    def _backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def _condition(self, loss_sum: Tensor, count: Tensor) -> Tensor:
+        """Divide the gradients by the number of targets, and clip them; return (2,): mean loss and their norm."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, 1.0 / count)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.train.clip_norm, norm)
+        return torch.stack([loss_sum / count, norm.to(loss_sum.dtype)])
+
+    def _read(self, measured: Measured) -> tuple[float, float]:
+        """Wait for the device."""
+        loss, norm = measured.numbers.tolist()
+        return loss, norm
+
+    def _move(self) -> None:
+        self.optimizer.step()
+
     def _record_training(self, records: IO[str], rate: float) -> None:
         now = self.standing
         steps = now.step - now.recorded_step
+        values = [value.double() for value in self.diagnostics.values()]  # of the last batch
+        found = torch.stack(values).tolist() if values else []  # one wait for the device, not one a number
         record = {
             "kind": "train",
             "step": now.step,
@@ -225,7 +271,7 @@ class Training:
             "gradient_norm": now.norm_sum / steps,
             "lr": rate,
             "seconds": round(now.seconds, 3),
-            **{name: value.item() for name, value in self.diagnostics.items()},  # of the last batch
+            **dict(zip(self.diagnostics, found, strict=True)),
         }
         now.loss_sum = now.norm_sum = 0.0
         now.recorded_step = now.step
@@ -320,6 +366,23 @@ class Training:
         self.carried = content["carried"]
         set_random_state(content["random"], self.device)
         self.observer.resumed(step=self.standing.step, before=content["environment"], now=self.environment)
+
+
+def may_repeat(train: TrainConfig, task: Task, device: torch.device) -> bool:
+    """Whether steps can be recorded and replayed, as far as that can be said before the first one.
+
+    A state that is carried on, and what a task puts between batch and model or changes from step to step, lie outside a
+    recording.
+    """
+    kind = type(task)
+    return (
+        device.type == "cuda"
+        and train.cuda_graphs == "auto"
+        and train.accumulate == 1
+        and not task.spec.carry_state
+        and kind.run is Task.run
+        and kind.set_progress is Task.set_progress
+    )
 
 
 def eval_batch_size(batch_size: int) -> int:

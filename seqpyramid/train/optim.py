@@ -16,6 +16,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """Build the recipe's optimiser over the model's trainable parameters.
 
     A parameter with the attribute ``no_weight_decay`` (the time scales of a state-space model) is never decayed.
+    Operations over all parameters at once (``foreach``) give the same bits as a loop over them, in less time.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     exempt = [p for p in trainable if getattr(p, "no_weight_decay", False)]
@@ -31,6 +32,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
                 betas=(config.beta1, config.beta2),
                 eps=config.epsilon,
                 weight_decay=config.weight_decay,
+                foreach=True,
             )
         case "rmsprop":
             return torch.optim.RMSprop(
@@ -40,10 +42,15 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
                 eps=config.epsilon,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                foreach=True,
             )
         case "sgd":
             return torch.optim.SGD(
-                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+                parameters,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                foreach=True,
             )
 
 
