@@ -1,7 +1,7 @@
 """Compile the C++ kernels while the package is built; everything else stands in pyproject.toml.
 
 Each source is compiled once for every level of the architecture, since the vectors' width follows the level. Where a
-compiler is missing or fails, the package is built without kernels and runs on its plain twins.
+compiler is missing or fails, the package is built without kernels and runs without them.
 """
 
 import os
@@ -46,14 +46,17 @@ class BuildKernels(build_ext):
         compiler = find_compiler()
         if compiler is None or not levels:
             reason = "no C++ compiler found" if levels else f"no kernels for {machine}"
-            print(f"seqpyramid: {reason}; the plain recurrences will run", file=sys.stderr)
+            print(f"seqpyramid: {reason}; recurrences will run in torch's operations", file=sys.stderr)
             return
         folder.mkdir(parents=True, exist_ok=True)
         try:
             build(compiler, levels, folder, Path(self.build_temp))
         except (subprocess.CalledProcessError, OSError) as error:
             output = getattr(error, "stderr", None) or error
-            print(f"seqpyramid: kernels not built, the plain recurrences will run\n{output}", file=sys.stderr)
+            print(
+                f"seqpyramid: kernels not built, recurrences will run in torch's operations\n{output}",
+                file=sys.stderr,
+            )
 
     def get_outputs(self) -> list[str]:
         folder = (ROOT if self.inplace else Path(self.build_lib)) / NATIVE

@@ -1,14 +1,21 @@
 """Fused recurrent layers with hand-derived backward passes; each has a plain twin that it is tested against.
 
-A model asks :func:`fused` at every forward pass and runs either its plain loop, which is the specification, or a
-kernel, which gives the same outputs and gradients several times faster. :func:`choose` sets what all models do:
+A model asks at every forward pass which of them may take over, and runs that or its plain loop, which is the
+specification; all give the same outputs and gradients.
 
-- ``auto``: the kernel where it can take over: there is a compiled library, the tensors are float32 or float64 on the
-  CPU, and nothing watches or transforms single operations (FLOP counters, tracing, compilation, autocast, vmap).
-- ``fused``: the same, but the lack of a library is an error.
+- :func:`fused`: the compiled ones, for float32 and float64 on the CPU, where there is a library.
+- :func:`on_gpu`: :mod:`seqpyramid.kernels.gpu`, for the same types on a CUDA device, where there is Triton.
+- :func:`by_operations`: :mod:`seqpyramid.kernels.operations`, torch operations in place, anywhere.
+
+None may while something watches or transforms single operations (FLOP counters, tracing, compilation, autocast,
+vmap). :func:`choose` sets what all models do:
+
+- ``auto``: the first kernel of these that may take over.
+- ``fused``: the same, but the lack of a compiled library is an error.
 - ``plain``: never. Second derivatives need this: a kernel has no derivative of its backward pass, and says so.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from seqpyramid.errors import RecipeError
-from seqpyramid.kernels import library
+from seqpyramid.kernels import gpu, library
 
 Mode = Literal["plain", "fused", "auto"]
 
@@ -50,13 +57,24 @@ def ready() -> bool:
 
 
 def fused(*tensors: Tensor) -> bool:
-    """Whether a kernel may take over for these inputs and weights."""
-    return (
-        all(t.device.type == "cpu" and t.dtype is tensors[0].dtype for t in tensors)
-        and tensors[0].dtype in library.SUFFIXES
-        and not _operations_matter()
-        and ready()
-    )
+    """Whether a compiled kernel may take over for these inputs and weights."""
+    return _alike(tensors, "cpu") and not _operations_matter() and ready()
+
+
+def on_gpu(*tensors: Tensor) -> bool:
+    """Whether a kernel for CUDA devices may take over for these inputs and weights."""
+    return _alike(tensors, "cuda") and _mode != "plain" and not _operations_matter() and gpu.available()
+
+
+def by_operations(*tensors: Tensor) -> bool:
+    """Whether a hand-derived backward pass in torch operations may take over for these inputs and weights."""
+    return _alike(tensors, tensors[0].device.type) and _mode != "plain" and not _operations_matter()
+
+
+def _alike(tensors: Sequence[Tensor], device: str) -> bool:
+    """Whether all lie on such a device and have one type that there are kernels for."""
+    dtype = tensors[0].dtype
+    return dtype in library.SUFFIXES and all(t.device.type == device and t.dtype is dtype for t in tensors)
 
 
 def _operations_matter() -> bool:

@@ -54,8 +54,9 @@ Not established, and what was chosen:
   boundary never opens, or always is; ``diagnostics`` has each layer's boundary rate and its shares of the operations.
 
 Speed: the plain twin is a clear loop over steps and layers (``step_loop``), since a step needs the layer above one step
-earlier; only the first layer's input projection stands outside it. On a CPU, :mod:`seqpyramid.kernels.hm_lstm` runs the
-same loop, and (11) and (12), as one call each, unless boundaries are drawn or ``layer_norm`` is set.
+earlier; only the first layer's input projection stands outside it. Where it can,
+:mod:`seqpyramid.kernels.hm_lstm` (on a GPU :mod:`seqpyramid.kernels.gpu.hm_lstm`) runs the same loop, and on a CPU (11)
+and (12), as one call each, unless boundaries are drawn or ``layer_norm`` is set.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, E embedding size.
 """
@@ -194,6 +195,7 @@ class HMLSTM(SequenceModel):
         self.first_slope, self.slope_rate, self.max_slope = slope, slope_rate, max_slope
         # A buffer, because soft and drawn boundaries depend on a: a checkpoint must bring its own along.
         self.register_buffer("slope", torch.tensor(float(slope)))
+        self._slope_read: tuple[tuple[int, int], float] | None = None
         self.boundaries, self.boundary_gradient, self.summary = boundaries, boundary_gradient, summary
         self.selection_gradient = selection_gradient
         self.cells = nn.ModuleList()
@@ -228,7 +230,7 @@ class HMLSTM(SequenceModel):
             steps = mask_steps(self.output(h), lengths)
         if self.summary == "mean":
             assert steps is not None  # as just set
-            total, count = steps.sum(1), lengths.to(x.device)[:, None]
+            total, count = steps.sum(1), _counts(lengths, x)
             if pooled is not None:
                 total, count = total + pooled[0], count + pooled[1]
             summary, pooled = total / count, (total, count)
@@ -248,9 +250,16 @@ class HMLSTM(SequenceModel):
         self, x: Tensor, lengths: Tensor, states: Sequence[LayerState]
     ) -> tuple[Tensor, Tensor, tuple[LayerState, ...]]:
         """Return h of all layers side by side (B, T, sum of H), z (B, T, L), and the last states."""
-        if self.has_kernel and kernels.fused(x, *self.cells.parameters(), *chain.from_iterable(states)):
+        tensors = (x, *self.cells.parameters(), *chain.from_iterable(states))
+        compiled, on_gpu = kernels.fused(*tensors), kernels.on_gpu(*tensors)
+        if self.has_kernel and (compiled or on_gpu):
             layers = [cell.kernel_layer() for cell in cast("list[HMLSTMCell]", self.cells)]
-            return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
+            if compiled:
+                return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
+            from seqpyramid.kernels.gpu import hm_lstm as gpu  # needs Triton
+
+            if gpu.admits(layers, x.dtype):
+                return gpu.unroll(x, lengths, layers, states, self._kernel_options())
         return self._loop(x, lengths, states)
 
     @property
@@ -259,9 +268,16 @@ class HMLSTM(SequenceModel):
         drawn = self.boundaries == "sampling" and self.training
         return not drawn and cast(HMLSTMCell, self.cells[0]).gain is None
 
+    def _slope_number(self) -> float:
+        """The slope as the kernels take it, read anew only when it has moved: on a GPU reading it is a wait."""
+        moved = (id(self.slope), self.slope._version)
+        if self._slope_read is None or self._slope_read[0] != moved:
+            self._slope_read = (moved, self.slope.item())
+        return self._slope_read[1]
+
     def _kernel_options(self) -> hm_lstm.Options:
         return hm_lstm.Options(
-            slope=self.slope.item(),
+            slope=self._slope_number(),
             soft=self.boundaries == "soft",
             logistic=self.boundary_gradient == "logistic",
             choice=self.selection_gradient == "arithmetic",
@@ -516,6 +532,13 @@ SELECT: dict[SelectionGradient, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor
     "arithmetic": mix,
     "where": choose,
 }
+
+
+def _counts(lengths: Tensor, x: Tensor) -> Tensor:
+    """Lengths (B, 1) beside x; equal ones are made on its device, since a GPU would wait for a copy of the others."""
+    if all_full(lengths, x.shape[1]):
+        return lengths.new_full((len(x), 1), x.shape[1], device=x.device)
+    return lengths.to(x.device)[:, None]
 
 
 def boundary_function(x: Tensor, slope: Tensor, kind: BoundaryGradient) -> Tensor:

@@ -53,13 +53,15 @@ step (without: h_{l-1} drives every step); OAC, the output aggregation (without:
 spells them out was not at hand: inferred from the figure's caption and from OAC having no entry for one layer.
 
 Speed: the step loop below is the plain twin, for any option, device and dtype, with the input projections hoisted
-out of it. :mod:`seqpyramid.kernels.tp_rnn`, tested against it, takes over a layer of LSTM cells and the paper's theta
-on a CPU, several times faster.
+out of it. For LSTM cells and the paper's theta, :mod:`seqpyramid.kernels` has three more, tested against it: compiled
+for the CPU, several times faster; in Triton for CUDA devices; and in torch operations for machines without a compiler.
+With ``recompute`` the compiled one keeps next to nothing for the backward pass, which then runs the steps again.
 
 Shapes: B batch, T time steps of a layer, F input features, H hidden units, K layers, J levels, N sub-pyramids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -68,10 +70,12 @@ from torch import Tensor, nn
 
 from seqpyramid import kernels
 from seqpyramid.contracts import Needs, TaskSpec
+from seqpyramid.kernels.operations.tp_rnn import tp_rnn_layer as by_operations
 from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models.aggregation import AggregationMethod, Attention, OutputAggregation, StateAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, State
+from seqpyramid.models.fused import RECOMPUTE, refuse_plain_training
 from seqpyramid.models.heads import HeadInit
 
 ShortcutOrder = Literal["paper", "released"]
@@ -106,6 +110,7 @@ class TPRNNConfig(ModelConfig):
     forget_bias: float = Field(default=0.1, description="added to the LSTM's first forget bias")
     init: CellInit = Field(default="tensorflow", description="start of the cells' weights")
     head_init: HeadInit = Field(default="released_tp_rnn", description="start of the classifier's weights")
+    recompute: bool = RECOMPUTE
 
     @property
     def emits(self) -> frozenset[Needs]:
@@ -138,6 +143,10 @@ class TPRNNConfig(ModelConfig):
             found["pyramid_length"] = (
                 f"L of layer 1 is {self.pyramid_length[0]}, longer than the task's sequences "
                 f"(T = {spec.max_length}); choose L up to {spec.max_length}"
+            )
+        if self.recompute and not has_kernel(self.cell, self.aggregation):
+            found["recompute"] = (
+                "needs the compiled layer, which is for LSTM cells and aggregation 'ours'; leave it out"
             )
         if not found and len(self.pyramid_length) == 1 and not self.output_aggregation:
             found["output_aggregation"] = "has no effect with one layer; leave it out"
@@ -174,6 +183,7 @@ class TPRNN(SequenceModel):
         forget_bias: float,
         init: CellInit,
         head_init: HeadInit,
+        recompute: bool,
     ) -> None:
         super().__init__(spec, summary_size=hidden_size, head_init=head_init)
         self.layers = nn.ModuleList()
@@ -194,6 +204,7 @@ class TPRNN(SequenceModel):
                 bias=bias,
                 forget_bias=forget_bias if cell == "lstm" else 0.0,
                 init=init,
+                recompute=recompute,
             )
             self.layers.append(layer)
         self.output = (
@@ -257,6 +268,7 @@ class TPRNNLayer(nn.Module):
         bias: of the cell.
         forget_bias: of the cell.
         init: of the cell.
+        recompute: whether the backward pass runs segments again instead of keeping their states.
     """
 
     def __init__(
@@ -277,6 +289,7 @@ class TPRNNLayer(nn.Module):
         bias: Bias = "single",
         forget_bias: float = 0.0,
         init: CellInit = "torch",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.length, self.granularity, self.emitted_level = length, granularity, emitted_level
@@ -288,17 +301,29 @@ class TPRNNLayer(nn.Module):
             StateAggregation(granularity, method=aggregation, attention=attention) for _ in range(aggregated)
         )
         self.shortcut = StateAggregation(2, method=aggregation, attention=attention) if shortcut else None
-        self.has_kernel = cell == "lstm" and aggregation == "ours"
+        self.has_kernel = has_kernel(cell, aggregation)
+        self.recompute = recompute
         self.scrambled = attention == "scrambled"
 
     def forward(self, x: Tensor, lengths: Tensor) -> LayerResult:
         """Run (B, T, F), each sequence up to its own length."""
-        if self.has_kernel and kernels.fused(x, *self.parameters()):
-            return self._fused(x, lengths)
-        return self._plain(x, lengths)
+        kernel = self._kernel(x)
+        return self._plain(x, lengths) if kernel is None else self._fused(kernel, x, lengths)
 
-    def _fused(self, x: Tensor, lengths: Tensor) -> LayerResult:
-        """As :meth:`_plain`, in one call."""
+    def _kernel(self, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """What gives the same as :meth:`_plain` in one call, if anything may."""
+        tensors = (x, *self.parameters())
+        if self.has_kernel and kernels.fused(*tensors):
+            return partial(tp_rnn_layer, segment="auto" if self.recompute else None)
+        if self.recompute:
+            refuse_plain_training()
+        if self.has_kernel and kernels.on_gpu(*tensors):
+            from seqpyramid.kernels.gpu.tp_rnn import tp_rnn_layer as on_gpu  # needs Triton
+
+            return on_gpu
+        return by_operations if self.has_kernel and kernels.by_operations(*tensors) else None
+
+    def _fused(self, kernel: Callable[..., tuple[Tensor, Tensor]], x: Tensor, lengths: Tensor) -> LayerResult:
         counts = self._emitted_counts(lengths)
         theta_h, theta_c, theta_path = (
             None if theta is None else Theta(theta.W1, theta.W2)
@@ -317,7 +342,7 @@ class TPRNNLayer(nn.Module):
         bias = cell.bias_ih if cell.bias_hh is None else cell.bias_ih + cell.bias_hh
         weights = (cell.weight_ih, cell.weight_hh, bias)
         assert theta_h is not None  # h is always aggregated
-        output, emitted = tp_rnn_layer(x, weights, theta_h, theta_c, theta_path, lengths, pyramids)
+        output, emitted = kernel(x, weights, theta_h, theta_c, theta_path, lengths, pyramids)
         return LayerResult(output, emitted, torch.tensor(counts))
 
     def _emitted_counts(self, lengths: Tensor) -> list[int]:
@@ -488,6 +513,11 @@ class EmittedStates:
             for rows, state in replacements:
                 states[position] = states[position].index_copy(0, rows, state)
         return torch.stack(states, dim=1)
+
+
+def has_kernel(cell: CellName, aggregation: AggregationMethod) -> bool:
+    """Whether a layer of such cells and such a theta has a compiled twin."""
+    return cell == "lstm" and aggregation == "ours"
 
 
 def levels(steps: int, g: int) -> int:
