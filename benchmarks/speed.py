@@ -4,44 +4,26 @@ Example: python -m benchmarks.speed --batch 128 --time 784 --rounds 5 --models l
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 
-from seqpyramid import kernels
-from seqpyramid.analysis.memory import resident_peak, restart_peak
-from seqpyramid.analysis.speed import (
-    Ratio,
-    ReferenceLSTM,
-    Step,
-    inference_step,
-    ratios,
-    synthetic_batch,
-    training_step,
-)
-from seqpyramid.contracts import TaskSpec
-from seqpyramid.errors import UserError
-from seqpyramid.models.base import SequenceModel
+from seqpyramid.errors import RecipeError, UserError
 from seqpyramid.recipe import load
-from seqpyramid.train.launch import environment, pick_device, tune_process
+from seqpyramid.train.launch import pick_device, tune_process
+
+from .busy import beside_busy, busy_table
+from .candidates import NAIVE, PLAIN, Setting, all_naive_forms, on_threads, plain, references, rows
+from .limit import best_rates, rate_line, share_table
+from .machine import cpu_seconds, header, share_of_others
+from .public import ADAPTERS, public_candidates
+from .rounds import Pair, compare, measure, pair_table, parse_pairs, table
+from .untuned import AS_IT_COMES, Child, Order, as_torch_comes
 
 DEFAULT_RECIPE = "pmnist"
 DEFAULT_MODELS = ("lstm_s", "lstm_m", "tp_rnn_s", "tp_rnn_m")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    parameters: int
-    train: Ratio
-    inference: Ratio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,147 +32,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.untuned:
         tune_process()
     try:
-        device = pick_device(options.device)
-        recipe = load(options.recipe)
-        spec = recipe.task.build().spec
-        torch.manual_seed(0)
-        models = {row: recipe.plan(row).model.build(spec) for row in options.models}
-        # First, because what it tries must not meet the benchmark's own buffers.
-        print(header(device), flush=True)
-        before = cpu_seconds()
-        rows = compare(
-            models,
-            spec,
-            batch_size=options.batch,
-            time=options.time,
-            rounds=options.rounds,
-            device=device,
-            twins=options.twins,
-        )
-        after = cpu_seconds()
+        for part in report(options):
+            print(part, flush=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.code
-    print(f"Recipe {options.recipe}: B={options.batch}, T={options.time}, float32, {options.rounds} rounds.")
-    if before is not None and after is not None:
-        others = (after.others - before.others) / (after.available - before.available)
-        print(f"Other processes used {others:.0%} of the CPU meanwhile; above some 5% measure again.")
-    print()
-    print(table(rows, batch_size=options.batch))
     return 0
 
 
-def compare(
-    models: Mapping[str, SequenceModel],
-    spec: TaskSpec,
-    *,
-    batch_size: int,
-    time: int,
-    rounds: int,
-    device: torch.device,
-    twins: bool = False,
-) -> list[Row]:
-    """Measure the reference and the models on one synthetic batch: training steps first, then inference.
+def report(options: argparse.Namespace) -> Iterator[str]:
+    """Measure what the options ask for, and give the report in Markdown, a line or a table at a time.
 
-    With ``twins`` every model is measured on its plain twin too, whatever kernels there are.
+    Raises:
+        UserError: an option is wrong, or something that it needs is not there.
     """
-    batch = synthetic_batch(spec, batch_size=batch_size, time=time, device=device)
-    reference = f"torch.nn.LSTM({spec.input_size},{ReferenceLSTM.hidden_size})"
-    stack = f"{reference}, three layers"
-    everyone = {reference: ReferenceLSTM(spec), stack: ReferenceLSTM(spec, layers=3), **models}
-    for model in everyone.values():
-        model.to(device)
-    training = {name: training_step(model, batch) for name, model in everyone.items()}
-    if twins:
-        training |= {f"{name}, plain": plain(training[name]) for name in models}
-    train = ratios(training, reference, rounds, device=device)
-    forward = {name: inference_step(model, batch) for name, model in everyone.items()}
-    if twins:
-        forward |= {f"{name}, plain": plain(forward[name]) for name in models}
-    inference = ratios(forward, reference, rounds, device=device)
-    return [
-        Row(name, everyone[name.removesuffix(", plain")].parameter_count, train[name], inference[name])
-        for name in training
-    ]
-
-
-def plain(step: Step) -> Step:
-    """The same step on the plain twin."""
-
-    def run() -> None:
-        before = kernels.chosen()
-        kernels.choose("plain")
-        step()
-        kernels.choose(before)
-
-    return run
-
-
-def table(rows: Sequence[Row], *, batch_size: int) -> str:
-    """Lay the rows out in Markdown; a ratio is followed by its range over the rounds."""
-    lines = [
-        "| model | parameters | training, seq/s | x reference | inference, seq/s | x reference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [row.name, f"{row.parameters:,}"]
-        for ratio in (row.train, row.inference):
-            cells.append(f"{batch_size / ratio.seconds.median:,.0f}")
-            cells.append(f"{ratio.median:.2f} ({ratio.min:.2f}-{ratio.max:.2f})")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def header(device: torch.device) -> str:
-    """Say what the figures depend on. Allocator and denormals are tried, not taken from the options."""
-    known = environment(device)
-    return (
-        f"{known['device_name']}, {os.cpu_count()} CPU cores, {known['platform']}; torch {known['torch']}, "
-        f"{known['threads']} threads, kernels {known['kernels']}; freed buffers {freed_buffers()}, "
-        f"denormals {denormals()}."
+    device = pick_device(options.device)
+    refuse(options, device)
+    recipe = load(options.recipe)
+    setting = Setting(
+        spec=recipe.task.build().spec, batch_size=options.batch, time=options.time, device=device
     )
+    torch.manual_seed(0)
+    models = rows(recipe, options.models, setting)
+    everyone = references(setting) + models
+    if options.twins:
+        everyone += [plain(one) for one in models]
+    if options.naive:
+        everyone += all_naive_forms(recipe, options.models, setting)
+    everyone += public_candidates(options.public, setting)
+    # First, because what it tries must not meet the benchmark's own buffers.
+    yield header(device)
+    with ExitStack() as running:
+        child: Child | None = None
+        if options.both:
+            order = Order(recipe=options.recipe, models=tuple(options.models), setting=setting)
+            child = running.enter_context(as_torch_comes(order))
+            yield f"As torch comes, in a process of its own: freed buffers {child.freed_buffers}."
+            everyone += child.candidates
+        names = [one.name for one in everyone]
+        pairs = [*known_pairs(names, setting.reference), *parse_pairs(options.against, names)]
+        limits = best_rates(device, {}) if options.limit else {}
+        before = cpu_seconds(child.cpu_seconds() if child else 0)
+        measured = measure(everyone, rounds=options.rounds, device=device)
+        after = cpu_seconds(child.cpu_seconds() if child else 0)
+    yield f"Recipe {options.recipe}: B={options.batch}, T={options.time}, float32, {options.rounds} rounds."
+    yield share_of_others(before, after)
+    yield f"\n{table(compare(everyone, measured, setting.reference), batch_size=options.batch)}"
+    if pairs:
+        yield f"\nSpeed of one to another, taken within a round:\n\n{pair_table(pairs, measured)}"
+    if options.limit:
+        limits = best_rates(device, limits)
+        shares = share_table(everyone, measured, batch_size=options.batch, limit=max(limits.values()))
+        yield f"\n{rate_line(limits)}\n\n{shares}"
+    for count in options.busy:
+        steps = {one.name: on_threads(one).training for one in [everyone[0], *models]}
+        found = beside_busy(steps, busy=count, rounds=options.rounds)
+        yield f"\nTraining steps beside {count} busy process{'es'[: 2 * (count > 1)]}:\n\n{busy_table(found)}"
 
 
-class CPUSeconds(NamedTuple):
-    """CPU time since the machine started, over all cores."""
+def refuse(options: argparse.Namespace, device: torch.device) -> None:
+    """Refuse options that contradict each other, before anything is measured.
 
-    available: float
-    others: float
-    """Used by other processes than this one."""
-
-
-def cpu_seconds() -> CPUSeconds | None:
-    """Read the machine's clocks; None where there is no /proc/stat (not Linux)."""
-    clocks = Path("/proc/stat")
-    if not clocks.exists():
-        return None
-    # The first line counts ticks: user, nice, system, idle, iowait, irq, softirq, steal.
-    ticks = [int(word) for word in clocks.read_text().split(maxsplit=9)[1:9]]
-    available = sum(ticks) / os.sysconf("SC_CLK_TCK")
-    idle = (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK")
-    own = os.times()
-    return CPUSeconds(available, available - idle - own.user - own.system)
+    Raises:
+        RecipeError: they do.
+    """
+    if options.both and options.untuned:
+        raise RecipeError("--both measures the untuned state beside the tuned one; leave --untuned out")
+    for name, given in (("--both", options.both), ("--busy", options.busy)):
+        if given and device.type != "cpu":
+            raise RecipeError(f"{name} is about the CPU; leave it out, or measure with --device cpu")
+    if any(count < 1 for count in options.busy):
+        raise RecipeError(
+            "--busy takes numbers of processes, at least 1 each; leave it out for a quiet machine"
+        )
 
 
-def denormals() -> str:
-    """Try whether a product too small for a normal float32 number survives."""
-    survives = bool((torch.tensor([1e-38]) * torch.tensor([1e-3])).item())
-    return "kept" if survives else "flushed to zero"
-
-
-def freed_buffers() -> str:
-    """Try where a freed buffer of 64 MB goes."""
-    size = 64 * 2**20
-    restart_peak()
-    before = resident_peak()
-    block = torch.ones(size // 4)
-    filled = resident_peak()
-    del block
-    restart_peak()
-    after = resident_peak()
-    if filled - before < size // 2 or after > filled:
-        return "not observable here"
-    return "kept by the process" if after - before > size // 2 else "returned to the kernel"
+def known_pairs(names: Sequence[str], reference: str) -> list[Pair]:
+    """Pairs that stand to each other by what they are: twins, forms, and the states of the allocator."""
+    pairs = [
+        Pair(name, name + suffix) for suffix in (PLAIN, NAIVE) for name in names if name + suffix in names
+    ]
+    untouched = reference + AS_IT_COMES
+    for name in names:
+        if name + AS_IT_COMES in names:
+            pairs.append(Pair(name, untouched))
+            if name != reference:
+                pairs.append(Pair(name + AS_IT_COMES, untouched))
+    return pairs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,9 +140,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--twins", action="store_true", help="measure the plain twin of every model too")
     parser.add_argument(
+        "--naive",
+        action="store_true",
+        help="measure the naive form of Dilated RNNs too, with the last step read and with every step",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="ROW=ROW",
+        help="more pairs of the table's rows to compare, as hm_lstm='torch.nn.LSTM(1,100), three layers'",
+    )
+    parser.add_argument(
+        "--public",
+        nargs="+",
+        default=[],
+        metavar="NAME[=FOLDER]",
+        help=f"public implementations, from the folder of a checkout or as installed: {', '.join(ADAPTERS)}",
+    )
+    parser.add_argument(
+        "--limit",
+        action="store_true",
+        help="measure the rate of a large matrix product, and each training step's share of it",
+    )
+    parser.add_argument(
+        "--busy",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="then measure training steps quiet and beside N processes that spin, for each N",
+    )
+    state = parser.add_argument_group("state of the process")
+    state.add_argument(
         "--untuned",
         action="store_true",
         help="leave the allocator and denormal numbers as the system has them",
+    )
+    state.add_argument(
+        "--both",
+        action="store_true",
+        help="measure the models and the reference in a process with the system's allocator too, in the same rounds",
     )
     return parser
 
