@@ -30,8 +30,8 @@ Deviations: one dilation may stand in two layers, and lengths may differ (the re
 knows one T); each sequence is read at its own end. The forget gate's 1 is the start of the bias, not added while
 running: the same function and the same training path.
 
-Speed. *Folding*: the sub-sequences of a layer are independent, so they go into the batch axis and one fused layer of
-torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the last step is read and each dilation divides
+Speed. *Folding*: the sub-sequences of a layer are independent, so they go into the batch axis, by a view where s divides
+T, and one fused layer of torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the last step is read and each dilation divides
 the next, a layer above another needs only every (s_l / s_{l-1})-th of its states, counted back from the sequence's
 end. Kept states are consecutive for the next layer, so a stack of plain recurrences with subsampling between them
 remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used whenever it applies. A GRU with
@@ -213,11 +213,15 @@ class DilatedRNN(SequenceModel):
 
     def folded(self, x: Tensor) -> Tensor:
         """All states of the top layer: (T, B, F) -> (T, B, H)."""
-        time = len(x)
-        for layer, dilation in zip(self.layers, self.dilations, strict=True):
-            ways = min(dilation, time)  # more sub-sequences than steps would be empty ones
-            x = unfold(all_states(layer, fold(x, ways)), ways, time)
-        return x
+        time, batch, _ = x.shape
+        lengths = torch.full((batch,), time)
+        all_ways = [min(dilation, time) for dilation in self.dilations]  # more would be empty sub-sequences
+        skips_padding = kernels.fused(x, *self.layers.parameters())
+        for k, (layer, ways) in enumerate(zip(self.layers, all_ways, strict=True)):
+            # Kernels compute no padding, so it may stay: made once, with room for the layers above.
+            room = max(-(-time // above) * above for above in all_ways[k:]) if skips_padding else time
+            x = unfold(all_states(layer, fold(x, ways, room), count_folded(lengths, ways)), ways, room)
+        return first_steps(x, time)
 
     def recent(self, steps: Tensor, lengths: Tensor) -> Tensor:
         """Each sequence's last d_0 states, the oldest first: (B, T, H) -> (B, d_0 H)."""
@@ -237,7 +241,7 @@ class DilatedRNN(SequenceModel):
             if k:
                 x, counts = subsample(x, counts, dilation // self.dilations[k - 1])
             if k + 1 < len(self.layers):
-                x = all_states(layer, x)
+                x = all_states(layer, x, torch.full((x.shape[1],), len(x)))
         last = last_state(layer, x, counts)
         if first == 1:
             return last
@@ -261,11 +265,10 @@ class DilatedRNN(SequenceModel):
         return total
 
 
-def all_states(layer: nn.Module, x: Tensor) -> Tensor:
-    """States of one layer at all steps: (T, B, F) -> (T, B, H)."""
-    if isinstance(layer, nn.RNNBase) and kernels.fused(x, *layer.parameters()):
-        full = torch.full((x.shape[1],), len(x))
-        steps = run_fused(layer, x.transpose(0, 1), full, None, keep_steps=True).steps
+def all_states(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    """States of one layer at all steps up to ``lengths`` (B,), longest first: (T, B, F) -> (T, B, H)."""
+    if kernels.fused(x, *layer.parameters()):
+        steps, _ = run_kernel(layer, x, lengths, keep_steps=True)
         assert steps is not None  # they were asked for
         return steps.transpose(0, 1)
     return layer(x)[0]  # type: ignore[no-any-return]
@@ -273,9 +276,19 @@ def all_states(layer: nn.Module, x: Tensor) -> Tensor:
 
 def last_state(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
     """State of one layer at each sequence's own last step: (T, B, F) -> (B, H)."""
-    if isinstance(layer, nn.RNNBase) and kernels.fused(x, *layer.parameters()):
-        return run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=False).last
-    return last_steps(all_states(layer, x).transpose(0, 1), lengths)
+    if kernels.fused(x, *layer.parameters()):
+        return run_kernel(layer, x, lengths, keep_steps=False)[1]
+    return last_steps(layer(x)[0].transpose(0, 1), lengths)
+
+
+def run_kernel(
+    layer: nn.Module, x: Tensor, lengths: Tensor, *, keep_steps: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Run one layer by its kernel: (T, B, F) -> (B, T, H), zero past ``lengths``, or None; and the last (B, H)."""
+    if isinstance(layer, ResetBeforeGRU):
+        return layer.run_kernel(x.transpose(0, 1), lengths, keep_steps=keep_steps)
+    run = run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=keep_steps)
+    return run.steps, run.last
 
 
 class ResetBeforeGRU(nn.Module):
@@ -314,14 +327,7 @@ class ResetBeforeGRU(nn.Module):
                         part.normal_()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (T, B, F) to all states (T, B, H) and the last one (B, H)."""
-        if kernels.fused(x, *self.parameters()):
-            bias = self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
-            full = torch.full((x.shape[1],), len(x))
-            weights = (self.weight_ih, self.weight_gates, self.weight_candidate)
-            steps, h = reset_before_gru_layer(x.transpose(0, 1), *weights, bias, full, keep_steps=True)
-            assert steps is not None  # they were asked for
-            return steps.transpose(0, 1), h
+        """Map (T, B, F) to all states (T, B, H) and the last one (B, H), without a kernel."""
         projected = nnf.linear(x, self.weight_ih, self.bias_ih)
         if self.bias_hh is not None:
             projected = projected + self.bias_hh
@@ -333,6 +339,12 @@ class ResetBeforeGRU(nn.Module):
             h = self.step(gate, candidate, h)
             states.append(h)
         return torch.stack(states), h
+
+    def run_kernel(self, x: Tensor, lengths: Tensor, *, keep_steps: bool) -> tuple[Tensor | None, Tensor]:
+        """As :func:`~seqpyramid.kernels.gru.reset_before_gru_layer` with these weights."""
+        bias = self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
+        weights = (self.weight_ih, self.weight_gates, self.weight_candidate)
+        return reset_before_gru_layer(x, *weights, bias, lengths, keep_steps=keep_steps)
 
     def step(self, gate: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
         """Advance h (B, H) by one step from projected inputs (B, 2 H) and (B, H)."""
@@ -363,24 +375,30 @@ def fused_layer(
     return layer
 
 
-def fold(x: Tensor, ways: int) -> Tensor:
+def fold(x: Tensor, ways: int, room: int = 0) -> Tensor:
     """Put each of ``ways`` interleaved sub-sequences into the batch axis: (T, B, F) -> (ceil(T/s), s B, F).
 
-    Row ``p * B + b`` holds ``x[p::ways, b]``, zeros behind it where T is no multiple of ``ways``.
+    Row ``p * B + b`` holds ``x[p::ways, b]``. Where T is no multiple of ``ways``, zeros come behind it, so many that
+    there are ``room`` steps at least; else this is a view.
 
     >>> fold(torch.arange(5.0)[:, None, None], 2)[:, :, 0].tolist()
     [[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]]
     """
     time, batch, features = x.shape
-    missing = -time % ways
-    if missing:
-        x = nnf.pad(x, (0, 0, 0, 0, 0, missing))
+    if time % ways:
+        wanted = max(time, room)
+        x = nnf.pad(x, (0, 0, 0, 0, 0, wanted + -wanted % ways - time))
     return x.reshape(-1, ways * batch, features)
 
 
 def unfold(x: Tensor, ways: int, time: int) -> Tensor:
-    """Undo :func:`fold` and cut its padding off: (ceil(T/s), s B, F) -> (T, B, F)."""
-    return x.reshape(len(x) * ways, -1, x.shape[2])[:time]
+    """Undo :func:`fold` and keep ``time`` steps at most: (ceil(T/s), s B, F) -> (T, B, F)."""
+    return first_steps(x.reshape(len(x) * ways, -1, x.shape[2]), time)
+
+
+def first_steps(x: Tensor, time: int) -> Tensor:
+    """Keep the first ``time`` steps of x (T, B, F), or all."""
+    return x[:time] if time < len(x) else x  # even a slice of everything costs a copy of its gradient
 
 
 def count_folded(lengths: Tensor, ways: int) -> Tensor:

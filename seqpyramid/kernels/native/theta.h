@@ -83,7 +83,8 @@ struct ThetaWork {
         ds_text(size_t(scramble.length())) {}
 };
 
-// What is added up for one theta over a slice, a vector for each number of W1 and of the transposed W2: [d][m][V].
+// What is added up for one theta over a slice, a vector for each number of W1 and of the transposed W2, three d's of one
+// m side by side: [d / 3][m][d % 3][V].
 template <class T>
 struct ThetaGradients {
   long states;
@@ -97,7 +98,7 @@ struct ThetaGradients {
   void add_to(T* d_first, T* d_second) const {
     for (long d = 0; d < EXPANSION * states; ++d)
       for (long m = 0; m < states; ++m) {
-        const long at = (d * states + m) * LANES<T>;
+        const long at = ((d / EXPANSION * states + m) * EXPANSION + d % EXPANSION) * LANES<T>;
         d_first[d * states + m] += sum_lanes<T>(load(first.data() + at));
         d_second[m * EXPANSION * states + d] += sum_lanes<T>(load(second.data() + at));
       }
@@ -197,6 +198,12 @@ void squash_row(T* x, long width) {
   });
 }
 
+// Without the call that a copy of unknown length is.
+template <class T>
+SEQPYRAMID_INLINE void copy_vectors(const T* from, long width, T* to) {
+  for (long u = 0; u < width; u += LANES<T>) store(to + u, load(from + u));
+}
+
 // s' of one row, its states `apart` from one another, and its e and p.
 template <class T>
 const T* theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
@@ -204,7 +211,7 @@ const T* theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows
   const long M = theta.states, P = work.width;
   T *const e = work.e.data(), *const p = work.p.data();
   // Side by side: as they come they may lie whole pages apart, where one's stores hold up the other's loads.
-  for (long m = 0; m < n; ++m) std::copy_n(states[m].at(row), P, e + m * P);
+  for (long m = 0; m < n; ++m) copy_vectors<T>(states[m].at(row), P, e + m * P);
   combine<T, Finish::POSITIVE>(EXPANSION * n, n, theta.first_transposed.data(), EXPANSION * M, e, P, p, nullptr);
   combine<T, Finish::STORE>(n, EXPANSION * n, theta.second_transposed.data(), M, p, P, work.s.data(), nullptr);
   squash_row<T, 0>(work.s.data(), n * P);
@@ -234,11 +241,11 @@ void theta_forward(const Theta<T>& theta, bool scrambled, long n, const Rows<con
 
 // sums[d][m] += over the units of left[d] * right[m], for 3 d's and COUNT m's, on registers.
 template <class T, int COUNT>
-SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* sums, long sums_row) {
+SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* sums) {
   constexpr long V = LANES<T>;
   Vector<T> sum[EXPANSION][COUNT];
   for (int d = 0; d < EXPANSION; ++d)
-    for (int m = 0; m < COUNT; ++m) sum[d][m] = load(sums + d * sums_row + m * V);
+    for (int m = 0; m < COUNT; ++m) sum[d][m] = load(sums + (m * EXPANSION + d) * V);
   for (long u = 0; u < width; u += V) {
     const Vector<T> a[EXPANSION] = {load(left + u), load(left + width + u), load(left + 2 * width + u)};
     SEQPYRAMID_UNROLL
@@ -248,7 +255,7 @@ SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* 
     }
   }
   for (int d = 0; d < EXPANSION; ++d)
-    for (int m = 0; m < COUNT; ++m) store(sums + d * sums_row + m * V, sum[d][m]);
+    for (int m = 0; m < COUNT; ++m) store(sums + (m * EXPANSION + d) * V, sum[d][m]);
 }
 
 // The same for all 3n rows of left and all n of right; sums has M columns.
@@ -258,17 +265,17 @@ void add_outer(long n, long M, const T* left, const T* right, long width, T* sum
   for (long d = 0; d < EXPANSION * n; d += EXPANSION)
     for (long m = 0; m < n; m += THETA_TILE) {
       const T *const a = left + d * width, *const b = right + m * width;
-      T* const to = sums + (d * M + m) * V;
+      T* const to = sums + (d / EXPANSION * M + m) * EXPANSION * V;
       switch (std::min(n - m, long(THETA_TILE))) {
-        case 1: outer_tile<T, 1>(a, b, width, to, M * V); break;
-        case 2: outer_tile<T, 2>(a, b, width, to, M * V); break;
-        case 3: outer_tile<T, 3>(a, b, width, to, M * V); break;
-        case 4: outer_tile<T, 4>(a, b, width, to, M * V); break;
+        case 1: outer_tile<T, 1>(a, b, width, to); break;
+        case 2: outer_tile<T, 2>(a, b, width, to); break;
+        case 3: outer_tile<T, 3>(a, b, width, to); break;
+        case 4: outer_tile<T, 4>(a, b, width, to); break;
 #if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
-        case 5: outer_tile<T, 5>(a, b, width, to, M * V); break;
-        case 6: outer_tile<T, 6>(a, b, width, to, M * V); break;
-        case 7: outer_tile<T, 7>(a, b, width, to, M * V); break;
-        default: outer_tile<T, 8>(a, b, width, to, M * V); break;
+        case 5: outer_tile<T, 5>(a, b, width, to); break;
+        case 6: outer_tile<T, 6>(a, b, width, to); break;
+        case 7: outer_tile<T, 7>(a, b, width, to); break;
+        default: outer_tile<T, 8>(a, b, width, to); break;
 #endif
       }
     }
@@ -305,7 +312,7 @@ void theta_backward(const Theta<T>& theta, bool scrambled, long n, const Rows<co
     }
     combine<T, Finish::WHERE>(EXPANSION * n, n, theta.second, EXPANSION * M, dq, P, r, p);
     combine<T, Finish::ADD>(n, EXPANSION * n, theta.first, M, r, P, de_now, nullptr);
-    for (long m = 0; m < n; ++m) std::copy_n(de_now + m * P, P, de[m].at(row));
+    for (long m = 0; m < n; ++m) copy_vectors<T>(de_now + m * P, P, de[m].at(row));
     add_outer<T>(n, M, r, e, P, sums.first.data());
     add_outer<T>(n, M, p, dq, P, sums.second.data());
   }
