@@ -18,8 +18,6 @@ from statistics import median
 from seqpyramid.analysis.speed import Step, take_rounds
 from seqpyramid.errors import ResourceError
 
-from .candidates import threads_restored
-
 LEAST_STEPS = 20
 """Measured steps in each state: fewer say nothing about the worst."""
 
@@ -97,14 +95,13 @@ def beside_busy(steps: Mapping[str, Step], *, busy: int, rounds: int) -> dict[st
     """
     found = {name: Beside() for name in steps}
     blocks = -(-max(rounds, LEAST_STEPS) // BLOCK)
-    with threads_restored():
-        take_rounds(steps, 1, warmup=1)
-        for _ in range(blocks):
+    take_rounds(steps, 1, warmup=1)
+    for _ in range(blocks):
+        for name, seconds in take_rounds(steps, BLOCK, warmup=0).items():
+            found[name].quiet += seconds
+        with spinning(busy):
             for name, seconds in take_rounds(steps, BLOCK, warmup=0).items():
-                found[name].quiet += seconds
-            with spinning(busy):
-                for name, seconds in take_rounds(steps, BLOCK, warmup=0).items():
-                    found[name].busy += seconds
+                found[name].busy += seconds
     return found
 
 

@@ -107,17 +107,15 @@ def plain(fast: Candidate) -> Candidate:
 
 
 def on_threads(one: Candidate, threads: int | None = None) -> Candidate:
-    """The same candidate on so many CPU threads; None: on as many as ``seqpyramid train`` gives its model.
-
-    Run its steps within :func:`threads_restored`.
-    """
+    """The same candidate on so many CPU threads; None: on as many as ``seqpyramid train`` gives its model."""
     model = one.model
     assert model is not None  # only what runs in this process has threads to choose
 
     def choosing(step: Step) -> Step:
         def run() -> None:
-            use_threads(model, threads)
-            step()
+            with _threads_restored():
+                use_threads(model, threads)
+                step()
 
         return run
 
@@ -125,7 +123,7 @@ def on_threads(one: Candidate, threads: int | None = None) -> Candidate:
 
 
 @contextmanager
-def threads_restored() -> Iterator[None]:
+def _threads_restored() -> Iterator[None]:
     """Give torch's operations, and the kernels with them, their threads back after the block."""
     before = torch.get_num_threads()
     try:

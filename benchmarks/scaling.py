@@ -24,7 +24,7 @@ from seqpyramid.models.base import ALL_THREADS, ModelConfig, SequenceModel
 from seqpyramid.recipe import load
 from seqpyramid.train.launch import pick_device, tune_process
 
-from .candidates import Candidate, Setting, candidate, on_threads, threads_restored
+from .candidates import Candidate, Setting, candidate, on_threads
 from .curves import AXES, Axis, Curve, Point, curve_table
 from .machine import cpu_seconds, header, share_of_others
 from .picture import check_picture, draw
@@ -152,8 +152,7 @@ def time_curves(
             sized = subject.sized(x) if axis == "hidden" else subject
             one = candidate(f"{subject.name} at {x}", sized.build(at.spec), at)
             everyone[subject.name, x] = on_threads(one, x if axis == "threads" else None)
-    with threads_restored():
-        measured = measure(list(everyone.values()), rounds=rounds, device=points[0][1].device)
+    measured = measure(list(everyone.values()), rounds=rounds, device=points[0][1].device)
     return [
         Curve(
             subject.name,

@@ -54,7 +54,7 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     )
     torch.manual_seed(0)
     models = rows(recipe, options.models, setting)
-    everyone = references(setting) + models
+    everyone = references(setting) + [on_threads(one) for one in models]
     if options.twins:
         everyone += [plain(one) for one in models]
     if options.naive:

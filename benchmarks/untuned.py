@@ -24,7 +24,7 @@ import torch
 from seqpyramid.analysis.speed import Step
 from seqpyramid.recipe import load
 
-from .candidates import Candidate, Setting, references, rows
+from .candidates import Candidate, Setting, on_threads, references, rows
 from .machine import freed_buffers
 
 AS_IT_COMES = ", as torch comes"
@@ -126,7 +126,8 @@ def _serve(connection: Connection, order: Order) -> None:
     with connection, contextlib.suppress(EOFError, ConnectionError):
         # First, because what it tries must not meet the models' buffers.
         connection.send(freed_buffers())
-        everyone = references(order.setting)[:1] + rows(load(order.recipe), order.models, order.setting)
+        everyone = references(order.setting)[:1]
+        everyone += [on_threads(one) for one in rows(load(order.recipe), order.models, order.setting)]
         steps: dict[tuple[Kind, str], Step] = {}
         for one in everyone:
             steps["training", one.name], steps["inference", one.name] = one.training, one.inference

@@ -14,7 +14,6 @@ from benchmarks.candidates import (
     plain,
     references,
     rows,
-    threads_restored,
 )
 from benchmarks.naive_dilated import NaiveDilatedRNN
 from seqpyramid import kernels
@@ -72,9 +71,8 @@ def test_threads_are_chosen_as_in_training_and_given_back() -> None:
     model = Watched(SPEC)
     one = candidate("a", model, SETTING)
     before = torch.get_num_threads()
-    with threads_restored():
-        on_threads(one).training()
-        on_threads(one, 3).inference()
+    on_threads(one).training()
+    on_threads(one, 3).inference()
     # a loop over steps is trained with one thread for torch's operations and all for the kernels
     assert [threads for _, *threads in model.seen] == [[1, ALL_THREADS], [3, 3]]
     assert torch.get_num_threads() == library.threads() == before
