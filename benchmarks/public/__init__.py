@@ -2,8 +2,8 @@
 
 The reader clones a repository and names its folder, ``--public NAME=FOLDER``, or installs the package and names the
 adapter alone, ``--public NAME``. An adapter imports the implementation's own class, and gives it the same batch, the
-same head and the same step as everything else: zero the gradients, forward, cross entropy, backward, Adam. A new
-adapter is one module and one line of :data:`ADAPTERS`.
+same head and the same step as everything else: zero the gradients, forward, cross entropy, backward, Adam; where it
+brings its own head or step, the adapter says so. A new adapter is one module and one line of :data:`ADAPTERS`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.candidates import Candidate, Setting
 from seqpyramid.errors import RecipeError
 
-from . import chang, haste, zalando
+from . import chang, flashrnn, haste, hmlstm, ma, zalando
 
 Adapter = Callable[[Path | None, Setting], list[Candidate]]
 """Gets the folder of the checkout (None: as installed) and returns what to run.
@@ -24,7 +24,10 @@ Raises :class:`~seqpyramid.errors.RecipeError` where the implementation is not t
 ADAPTERS: Mapping[str, Adapter] = {
     zalando.NAME: zalando.candidates,
     haste.NAME: haste.candidates,
+    flashrnn.NAME: flashrnn.candidates,
+    hmlstm.NAME: hmlstm.candidates,
     **{chang.name(cell): partial(chang.candidates, cell) for cell in chang.CELLS},
+    **{ma.name(size): partial(ma.candidates, size) for size in ma.PYRAMIDS},
 }
 
 

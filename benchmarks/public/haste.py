@@ -1,8 +1,9 @@
 """haste, fused recurrent layers for CUDA: github.com/lmnt-com/haste, its PyTorch package ``haste_pytorch``.
 
-What is used of it: ``LSTM(input_size, hidden_size, batch_first)`` and ``GRU`` of the same arguments, which map
-(B, T, F) to the pair of all states (B, T, H) and the last one. It has to be built and installed, for which its
-README has the commands; without a GPU its layers fall back to a loop in PyTorch, so say which it was.
+What is used of it, as read in ``frameworks/pytorch/lstm.py`` and ``gru.py``: ``LSTM(input_size, hidden_size,
+batch_first)`` and ``GRU`` of the same arguments, which map (B, T, F) to the pair of all states (B, T, H) and the last
+one. It has to be built with the CUDA toolkit and installed, for which its README has the commands; on a CPU its layers
+fall back to a loop in PyTorch, so say which it was.
 
     python -m benchmarks.speed --device cuda --public haste
 

@@ -1,8 +1,9 @@
 """pytorch-dilated-rnn, the Dilated RNN in PyTorch: github.com/zalandoresearch/pytorch-dilated-rnn, ``drnn.py``.
 
-What is used of it: ``DRNN(n_input, n_hidden, n_layers, dropout, cell_type)`` with cells "RNN", "LSTM" and "GRU",
-which maps (T, B, F) to the pair of all top states (T, B, H) and each layer's last states. Layer k has dilation 2**k;
-every layer computes all T steps over torch's own layers, with two bias vectors. The head reads the last step.
+What is used of it, as read in that file: ``DRNN(n_input, n_hidden, n_layers, dropout, cell_type)`` with cells "RNN",
+"LSTM" and "GRU", which maps (T, B, F) to the pair of all top states (T, B, H) and each layer's last states. Layer k has
+dilation 2**k; every layer computes all T steps over torch's own layers, with two bias vectors. The head reads the last
+step.
 
     git clone https://github.com/zalandoresearch/pytorch-dilated-rnn
     python -m benchmarks.speed --public pytorch-dilated-rnn=pytorch-dilated-rnn

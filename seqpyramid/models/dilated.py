@@ -30,13 +30,13 @@ Deviations: one dilation may stand in two layers, and lengths may differ (the re
 knows one T); each sequence is read at its own end. The forget gate's 1 is the start of the bias, not added while
 running: the same function and the same training path.
 
-Speed. *Folding*: the sub-sequences of a layer are independent, so they go into the batch axis, by a view where s divides
-T, and one fused layer of torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the last step is read and each dilation divides
-the next, a layer above another needs only every (s_l / s_{l-1})-th of its states, counted back from the sequence's
-end. Kept states are consecutive for the next layer, so a stack of plain recurrences with subsampling between them
-remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used whenever it applies. A GRU with
-``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps runs it. On a CPU all layers are
-those of :mod:`seqpyramid.kernels`.
+Speed. *Folding*: the sub-sequences of a layer are independent, so they go into the batch axis, by a view where s
+divides T, and one fused layer of torch runs all of them in ceil(T/s) steps. *Dependency cone*: where only the last step
+is read and each dilation divides the next, a layer above another needs only every (s_l / s_{l-1})-th of its states,
+counted back from the sequence's end. Kept states are consecutive for the next layer, so a stack of plain recurrences
+with subsampling between them remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used
+whenever it applies. A GRU with ``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps
+runs it. On a CPU all layers are those of :mod:`seqpyramid.kernels`.
 
 Shapes: B batch, T time steps, F input features, H hidden units of the top layer, L layers, K outputs.
 """
