@@ -1,6 +1,6 @@
 """The TP-RNN layer in torch's operations against the plain step loop of the model."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 from seqpyramid.kernels.operations.states import Course, Weights, tape
 from seqpyramid.kernels.operations.tp_rnn import tp_rnn_layer
 from seqpyramid.kernels.tp_rnn import Pyramids, Theta
-from seqpyramid.models.aggregation import StateAggregation
-from seqpyramid.models.cells import LSTMCell
-from seqpyramid.models.tp_rnn import TPRNNLayer, emitted_count, levels
-from tests.kernels import assert_same, running
+from seqpyramid.models.tp_rnn import TPRNNLayer
+from tests.kernels import assert_same
+from tests.kernels.tp_rnn_layers import by_loop, draw_layer
 
 
 class Found(NamedTuple):
@@ -23,34 +22,8 @@ class Found(NamedTuple):
     """(B, T', H), zero past what a sequence has."""
 
 
-def by_loop(layer: TPRNNLayer, x: Tensor, lengths: Tensor) -> Found:
-    with running("plain"):
-        result = layer(x, lengths)
-    has = torch.arange(result.emitted.shape[1]) < result.lengths[:, None]
-    return Found(
-        result.output, torch.where(has[:, :, None], result.emitted, torch.zeros_like(result.emitted))
-    )
-
-
 def by_operations(layer: TPRNNLayer, x: Tensor, lengths: Tensor) -> Found:
-    cell = cast("LSTMCell", layer.cell)
-    bias = cell.bias_ih if cell.bias_hh is None else cell.bias_ih + cell.bias_hh
-    thetas = [*cast("list[StateAggregation]", layer.within), None][:2]
-    h, c, path = (None if t is None else Theta(t.W1, t.W2) for t in (*thetas, layer.shortcut))
-    assert h is not None
-    counts = [
-        emitted_count(n, layer.length, layer.granularity, layer.emitted_level) for n in lengths.tolist()
-    ]
-    pyramids = Pyramids(
-        length=layer.length,
-        granularity=layer.granularity,
-        emitted_level=layer.emitted_level,
-        emitted_time=max(counts),
-        scrambled=layer.scrambled,
-        top_down=layer.top_down,
-        top_first=layer.shortcut_order == "released",
-    )
-    return Found(*tp_rnn_layer(x, (cell.weight_ih, cell.weight_hh, bias), h, c, path, lengths, pyramids))
+    return Found(*layer._fused(tp_rnn_layer, x, lengths)[:2])
 
 
 def gradients(layer: TPRNNLayer, x: Tensor, outputs: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -76,7 +49,7 @@ def compare(
     layer = prepared(layer, dtype)
     x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
     lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
-    loop, found = by_loop(layer, x, lengths), by_operations(layer, x, lengths)
+    loop, found = Found(*by_loop(layer, x, lengths)), by_operations(layer, x, lengths)
     # A relu at a rounding error from its corner, or a sum that cancels, costs float32 more than a digit.
     slack = 3 if dtype == torch.float32 else 1
     assert_same(loop, found, slack=slack)
@@ -96,23 +69,9 @@ def compare(
 @settings(max_examples=60)
 @given(data=st.data())
 def test_equals_the_loop(data: st.DataObject) -> None:
-    L, g = data.draw(st.integers(1, 14), "L"), data.draw(st.integers(2, 10), "g")
-    F, H = data.draw(st.integers(1, 4), "F"), data.draw(st.integers(1, 20), "H")
-    layer = TPRNNLayer(
-        F,
-        H,
-        length=L,
-        granularity=g,
-        emitted_level=data.draw(st.integers(1, levels(L, g)), "j"),
-        attention=data.draw(st.sampled_from(["aligned", "scrambled"])),
-        shortcut_order=data.draw(st.sampled_from(["paper", "released"])),
-        aggregate_cell=data.draw(st.booleans(), "aggregate_cell"),
-        shortcut=data.draw(st.booleans(), "shortcut"),
-        top_down=data.draw(st.booleans(), "top_down"),
-        bias=data.draw(st.sampled_from(["single", "double"])),
-    )
+    layer = draw_layer(data)
     B, T = data.draw(st.integers(1, 7), "B"), data.draw(st.integers(1, 30), "T")
-    compare(layer, B=B, T=T, F=F, ragged=data.draw(st.booleans(), "ragged"))
+    compare(layer, B=B, T=T, F=layer.cell.input_size, ragged=data.draw(st.booleans(), "ragged"))
 
 
 @pytest.mark.parametrize(("L", "g"), [(9, 3), (7, 7), (12, 2)])

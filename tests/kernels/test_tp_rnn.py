@@ -16,6 +16,7 @@ from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models import base
 from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, emitted_count, levels
 from tests.kernels import LEVELS, assert_same, needs_kernels, running
+from tests.kernels.tp_rnn_layers import draw_layer
 
 pytestmark = needs_kernels
 
@@ -61,26 +62,12 @@ def compare(
 @settings(max_examples=60)
 @given(data=st.data())
 def test_equals_the_loop(data: st.DataObject) -> None:
-    L, g = data.draw(st.integers(1, 14), "L"), data.draw(st.integers(2, 10), "g")
-    F, H = data.draw(st.integers(1, 4), "F"), data.draw(st.integers(1, 20), "H")
-    layer = TPRNNLayer(
-        F,
-        H,
-        length=L,
-        granularity=g,
-        emitted_level=data.draw(st.integers(1, levels(L, g)), "j"),
-        attention=data.draw(st.sampled_from(["aligned", "scrambled"])),
-        shortcut_order=data.draw(st.sampled_from(["paper", "released"])),
-        aggregate_cell=data.draw(st.booleans(), "aggregate_cell"),
-        shortcut=data.draw(st.booleans(), "shortcut"),
-        top_down=data.draw(st.booleans(), "top_down"),
-        bias=data.draw(st.sampled_from(["single", "double"])),
-    )
+    layer = draw_layer(data)
     compare(
         layer,
         B=data.draw(st.integers(1, 7), "B"),
         T=data.draw(st.integers(1, 30), "T"),
-        F=F,
+        F=layer.cell.input_size,
         ragged=data.draw(st.booleans(), "ragged"),
         dtype=torch.float64,
         threads=data.draw(st.integers(1, 3), "threads"),

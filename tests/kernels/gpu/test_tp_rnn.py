@@ -18,10 +18,9 @@ pytest.importorskip("triton", reason="Triton cannot be imported; it comes with t
 from seqpyramid.kernels.gpu import tp_launch, tp_rnn
 from seqpyramid.kernels.gpu.tp_forward import forward
 from seqpyramid.kernels.gpu.tp_pyramid import Sizes
-from seqpyramid.kernels.tp_rnn import Pyramids, Theta
-from seqpyramid.models.aggregation import StateAggregation
-from seqpyramid.models.tp_rnn import TPRNNLayer, emitted_count, levels
-from tests.kernels import assert_same, running
+from seqpyramid.models.tp_rnn import TPRNNLayer, levels
+from tests.kernels import assert_same
+from tests.kernels.tp_rnn_layers import by_loop
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 READ = ("output", "emitted")
@@ -51,34 +50,8 @@ def _fresh_memory_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fused(layer: TPRNNLayer, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel, with a layer's weights and shape."""
-    cell = layer.cell
-    bias = cell.bias_ih if cell.bias_hh is None else cell.bias_ih + cell.bias_hh
-    thetas = [*layer.within, *[None] * (2 - len(layer.within)), layer.shortcut]
-    theta_h, theta_c, theta_path = (
-        Theta(theta.W1, theta.W2) if isinstance(theta, StateAggregation) else None for theta in thetas
-    )
-    assert theta_h is not None
-    counts = [
-        emitted_count(n, layer.length, layer.granularity, layer.emitted_level) for n in lengths.tolist()
-    ]
-    pyramids = Pyramids(
-        length=layer.length,
-        granularity=layer.granularity,
-        emitted_level=layer.emitted_level,
-        emitted_time=max(counts),
-        scrambled=layer.scrambled,
-        top_down=layer.top_down,
-        top_first=layer.shortcut_order == "released",
-    )
-    weights = (cell.weight_ih, cell.weight_hh, bias)
-    return tp_rnn.tp_rnn_layer(x, weights, theta_h, theta_c, theta_path, lengths, pyramids)
-
-
-def plain(layer: TPRNNLayer, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    with running("plain"):
-        result = layer(x, lengths)
-    has = torch.arange(result.emitted.shape[1]) < result.lengths[:, None]
-    return result.output, torch.where(has.to(x.device)[:, :, None], result.emitted, 0)
+    result = layer._fused(tp_rnn.tp_rnn_layer, x, lengths)
+    return result.output, result.emitted
 
 
 def read(results: Sequence[Tensor], names: Sequence[str]) -> Tensor:
@@ -110,7 +83,7 @@ def compare(
     ends = torch.tensor(lengths or [T] * B)
     inputs = [x, *layer.parameters()]
     found: list[list[Tensor | None]] = []
-    for twin in (plain, fused):
+    for twin in (by_loop, fused):
         results = twin(layer, x, ends)
         chosen = [result for name, result in zip(READ, results, strict=True) if name in names]
         loss = read(
