@@ -193,7 +193,7 @@ def print_results(results: Sequence[dict[str, Any]]) -> None:
 def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
     """The tables of ``profile``: sizes, speed, memory."""
     first = profiles[0]
-    where = f"{first['device']}, {first['threads']} thread{'s' if first['threads'] > 1 else ''}"
+    where = first["device"]
     sizes = Table(title=f"{recipe}: size at T = {first['length']}", title_justify="left")
     speeds = Table(title=f"{recipe}: speed at B = {first['batch_size']} ({where})", title_justify="left")
     memories = Table(
@@ -201,7 +201,7 @@ def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
     )
     for table, columns in (
         (sizes, ("parameters", "printed", "FLOPs a sequence, forward", "counted", "training")),
-        (speeds, ("training", "inference", "spread")),
+        (speeds, ("training", "inference", "spread", "threads")),
         (memories, ("training", "inference", "kept a step and row", "training with / without recompute")),
     ):
         table.add_column("row")
@@ -225,6 +225,9 @@ def print_profiles(recipe: str, profiles: Sequence[dict[str, Any]]) -> None:
             f"{speed['train_sequences_per_second']:,.1f} seq/s",
             f"{speed['inference_sequences_per_second']:,.1f} seq/s",
             f"{100 * speed['train_spread']:.0f} % / {100 * speed['inference_spread']:.0f} %",
+            str(one["threads"])
+            if one["threads"] == one["kernel_threads"]
+            else f"{one['threads']}, kernels {one['kernel_threads']}",
         )
         memories.add_row(
             one["row"],

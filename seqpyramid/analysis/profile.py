@@ -14,6 +14,7 @@ from seqpyramid.analysis.memory import SyntheticBuild, memory_growth, peak_memor
 from seqpyramid.analysis.speed import measure
 from seqpyramid.contracts import TaskSpec
 from seqpyramid.errors import RecipeError
+from seqpyramid.kernels import library
 from seqpyramid.models.base import use_threads
 from seqpyramid.papers import lookup
 from seqpyramid.recipe import RunPlan
@@ -82,6 +83,7 @@ def profile_row(
         "recompute": _recomputation(build, device, memory.train_bytes, kept),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "kernel_threads": library.threads(),
     }
     return described, curve
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from benchmarks.naive_dilated import NaiveDilatedRNN, all_states
 from seqpyramid import kernels
 from seqpyramid.contracts import Needs, TaskSpec
+from seqpyramid.kernels import library
+from seqpyramid.models import dilated, fused
 from seqpyramid.models.dilated import DilatedRNN, DilatedRNNConfig
+from seqpyramid.models.fused import LayerRun
 
 CELLS = [("elman", "before"), ("lstm", "before"), ("gru", "before"), ("gru", "after")]
 
@@ -48,6 +51,66 @@ def test_it_has_the_models_outputs_and_gradients(
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.skipif(not library.available(), reason="no compiled kernels here")
+@pytest.mark.parametrize(
+    ("dilations", "by_kernels", "plain"),
+    [
+        ([1, 2, 4, 8], [16], [14, 16, 16]),
+        ([1, 2, 3], [16], [14, 15]),
+        ([1, 3], [15], [15]),
+        ([1, 13], [], []),
+    ],
+)
+def test_beside_it_the_model_copies_little(
+    dilations: list[int], by_kernels: list[int], plain: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding is a copy of all states and of their gradient; a kernel computes none, so one serves all layers."""
+    model = build("steps", cell="lstm", dilations=dilations, hidden_size=3)
+    padded, steps = [], []
+
+    def pad(x: Tensor, widths: tuple[int, ...]) -> Tensor:
+        if len(widths) == 6:  # of the time axis
+            padded.append(len(x) + widths[-1])
+        return functional_pad(x, widths)
+
+    def run_fused(
+        layer: nn.Module, x: Tensor, lengths: Tensor, state: object, *, keep_steps: bool
+    ) -> LayerRun:
+        steps.append(int(lengths.sum()))
+        return fused.run_fused(layer, x, lengths, state, keep_steps=keep_steps)
+
+    functional_pad = nn.functional.pad
+    monkeypatch.setattr(nn.functional, "pad", pad)
+    monkeypatch.setattr(dilated, "run_fused", run_fused)
+    x = torch.ones(2, 13, 2, dtype=torch.float64)
+    model(x)
+    assert (padded, steps) == (by_kernels, [2 * 13] * len(dilations))
+    padded.clear()
+    monkeypatch.setattr(kernels, "fused", lambda *_: False)
+    model(x)
+    assert padded == plain
+
+
+@pytest.mark.parametrize("needs", ["summary", "steps"])
+@pytest.mark.parametrize(("cell", "reset"), CELLS)
+@pytest.mark.parametrize("dilations", [[1, 2, 4], [2, 3, 5], [1, 3, 30]])
+def test_the_model_without_kernels_is_the_same(
+    needs: Needs, cell: str, reset: str, dilations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(needs, cell=cell, reset=reset, dilations=dilations)
+    x = torch.randn(
+        2, 13, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True
+    )
+    naive, lengths = NaiveDilatedRNN(model), torch.tensor([13, 6])
+    expected = model(x, lengths).outputs
+    monkeypatch.setattr(kernels, "fused", lambda *_: False)
+    outputs = model(x, lengths).outputs
+    torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
+    wanted = gradients(model, outputs, x)
+    for name, value in gradients(naive, naive(x, lengths).outputs, x).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-10, atol=1e-10)
 
 
 def test_it_copies_the_weights() -> None:
