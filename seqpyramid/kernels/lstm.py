@@ -120,8 +120,8 @@ class LstmLayer(torch.autograd.Function):
         steps = None
         if keep_steps:
             # the kernel does not touch what stands past a sequence's end
-            full = int(lengths[-1]) == time
-            steps = x.new_empty(time, batch, width) if full else x.new_zeros(time, batch, width)
+            steps = x.new_empty(time, batch, width)
+            steps[int(lengths[-1]) :] = 0
         arguments = _arguments(x, weights, first, lengths, library.threads())
         arguments.h_last, arguments.c_last = last[0].data_ptr(), last[1].data_ptr()
         arguments.steps = library.pointer(steps)

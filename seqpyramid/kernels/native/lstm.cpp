@@ -44,6 +44,8 @@ SEQPYRAMID_EXPORT int64_t seqpyramid_gates_width_float64(int64_t hidden) { retur
 
 namespace {
 
+constexpr int64_t MOST_SUMS = 64;  // of weights' gradients, before they are added up
+
 template <class T>
 Rows<const T> inputs_at(const LstmArguments& a, long row, long t) {
   return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
@@ -156,16 +158,17 @@ void lstm_backward(const LstmArguments& a) {
   const LstmTransposed<T> transposed(weight_ih, weight_hh, a.inputs, a.hidden, a.d_x != nullptr);
   const long P = w.width, B = a.batch, V = LANES<T>;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
+  // Many short slices share a sum, each group on one thread and in order: adding them up costs as much as some steps.
+  const long count = long(slices.size()), groups = std::min(count, std::max(MOST_SUMS, a.threads));
   std::vector<LstmGradients<T>> sums;
-  for (const Slice& slice : slices) sums.emplace_back(w, slice.rows());
+  for (long group = 0; group < groups; ++group) sums.emplace_back(w, most_rows(slices));
   const Buffer<T> states(size_t(6) * B * P);  // of one step: dh, dh', dc, s, s of the step before, h of that
 
   Rooms<StepRoom<T>> rooms(a.segment ? std::min(a.threads, long(slices.size())) : 0,
                        [&] { return StepRoom<T>(a, most_rows(slices), P); });
 
-  const auto run = [&](long piece, Kept<T> kept, const StepRoom<T>* room) {
+  const auto run = [&](long piece, LstmGradients<T>& sum, Kept<T> kept, const StepRoom<T>* room) {
     const Slice& slice = slices[size_t(piece)];
-    LstmGradients<T>& sum = sums[size_t(piece)];
     const long first = slice.first, all = slice.rows();
     const auto state = [&](long k) { return Rows<T>{states.data() + (k * B + first) * P, P}; };
     Rows<T> dh = state(0), dh_before = state(1), s = state(3), s_before = state(4), h_before = state(5);
@@ -228,11 +231,17 @@ void lstm_backward(const LstmArguments& a) {
       copy_rows<T>(0, all, dc, rows_of<T>(a.d_c_first, first, P), P);
     }
   };
-  run_parallel(long(slices.size()), a.threads, [&](long piece) {
-    if (!a.segment) return run(piece, {static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()}, nullptr);
-    rooms.with([&](const StepRoom<T>& room) {
-      run(piece, {room.cells.data(), room.gates.data(), room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
-    });
+  run_parallel(groups, a.threads, [&](long group) {
+    LstmGradients<T>& sum = sums[size_t(group)];
+    for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece) {
+      if (!a.segment) {
+        run(piece, sum, {static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()}, nullptr);
+        continue;
+      }
+      rooms.with([&](const StepRoom<T>& room) {
+        run(piece, sum, {room.cells.data(), room.gates.data(), room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
+      });
+    }
   });
   for (const LstmGradients<T>& sum : sums)
     sum.add_to(w, static_cast<T*>(a.d_weight_ih), static_cast<T*>(a.d_weight_hh), static_cast<T*>(a.d_bias));
