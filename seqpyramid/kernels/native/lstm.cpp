@@ -243,8 +243,9 @@ void lstm_backward(const LstmArguments& a) {
       });
     }
   });
-  for (const LstmGradients<T>& sum : sums)
-    sum.add_to(w, static_cast<T*>(a.d_weight_ih), static_cast<T*>(a.d_weight_hh), static_cast<T*>(a.d_bias));
+  for (size_t group = 1; group < sums.size(); ++group) sums[0].add(sums[group]);
+  if (!sums.empty())
+    sums[0].add_to(w, static_cast<T*>(a.d_weight_ih), static_cast<T*>(a.d_weight_hh), static_cast<T*>(a.d_bias));
 }
 
 }  // namespace

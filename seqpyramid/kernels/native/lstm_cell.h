@@ -126,6 +126,13 @@ struct LstmGradients {
         bias(size_t(w.layout.gates + LANES<T>)),
         gates(size_t((rows * GATES + 1) * LANES<T>)) {}
 
+  void add(const LstmGradients& more) {
+    const auto sum = [](Buffer<T>& to, const Buffer<T>& from) {
+      for (size_t k = 0; k < to.size(); ++k) to.data()[k] += from.data()[k];
+    };
+    sum(input, more.input), sum(recurrent, more.recurrent), sum(bias, more.bias);
+  }
+
   // Add to gradients laid out as torch has them.
   void add_to(const LstmWeights<T>& w, T* weight_ih, T* weight_hh, T* bias_) const {
     unpack_add(w.layout, input.data(), weight_ih, w.inputs);

@@ -28,18 +28,20 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t size) {
+  explicit Buffer(size_t size) : size_(size) {
     const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
     data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
     if (!data_) throw std::bad_alloc();
     std::memset(data_.get(), 0, bytes);
   }
   T* data() const { return data_.get(); }
+  size_t size() const { return size_; }
 
  private:
   struct Free {
     void operator()(T* p) const { std::free(p); }
   };
+  size_t size_ = 0;
   std::unique_ptr<T[], Free> data_;
 };
 

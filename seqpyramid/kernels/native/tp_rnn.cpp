@@ -365,8 +365,9 @@ void tp_rnn_backward(const TpRnnArguments& a) {
     }
   });
   const auto to = [](void* gradient) { return static_cast<T*>(gradient); };
+  for (size_t k = 1; k < sums.size(); ++k) sums[0].cell.add(sums[k].cell);
+  if (!sums.empty()) sums[0].cell.add_to(layer.w, to(a.d_weight_ih), to(a.d_weight_hh), to(a.d_bias));
   for (const LayerGradients<T>& sum : sums) {
-    sum.cell.add_to(layer.w, to(a.d_weight_ih), to(a.d_weight_hh), to(a.d_bias));
     sum.h.add_to(to(a.d_h_first), to(a.d_h_second));
     if (a.aggregate_cell) sum.c.add_to(to(a.d_c_first), to(a.d_c_second));
     if (layer.theta_path) sum.path.add_to(to(a.d_path_first), to(a.d_path_second));
