@@ -12,9 +12,9 @@ using namespace seqpyramid;
 namespace {
 
 struct Tanh {
-  template <class T>
-  static SEQPYRAMID_INLINE Vector<T> value(Vector<T> a) {
-    return tanh<T>(a);
+  template <class T, int K>
+  static SEQPYRAMID_INLINE void apply(Vector<T> (&a)[K]) {
+    squash<T, 0b11111111>(a);
   }
   template <class T>
   static SEQPYRAMID_INLINE Vector<T> backward(Vector<T> dh, Vector<T> h) {
@@ -24,10 +24,10 @@ struct Tanh {
 
 // NaN comes through both ways.
 struct Relu {
-  template <class T>
-  static SEQPYRAMID_INLINE Vector<T> value(Vector<T> a) {
+  template <class T, int K>
+  static SEQPYRAMID_INLINE void apply(Vector<T> (&a)[K]) {
     const Vector<T> zero{};
-    return a < zero ? zero : a;
+    for (Vector<T>& v : a) v = v < zero ? zero : v;
   }
   template <class T>
   static SEQPYRAMID_INLINE Vector<T> backward(Vector<T> dh, Vector<T> h) {
@@ -36,80 +36,70 @@ struct Relu {
   }
 };
 
-template <class T, class Function>
-class ElmanCell {
- public:
-  static constexpr long PLANES = 0, SCRATCH = 1;
+template <class Function>
+struct ElmanCell {
+  static constexpr long GATES = 1, SUMS = 1, PLANES = 0, SCRATCH = 1;
 
-  explicit ElmanCell(const StateLayerArguments& a)
-      : width_(padded<T>(a.hidden)),
-        input_(static_cast<const T*>(a.weight_ih), 1, a.hidden, a.inputs),
-        recurrent_(static_cast<const T*>(a.weight_hh), 1, a.hidden, a.hidden),
-        bias_(static_cast<const T*>(a.bias), 1, a.hidden) {}
-
-  size_t sums() const { return input_.size() + recurrent_.size() + bias_.size(); }
-
-  void add_to(const T* sums, const StateLayerArguments& a) const {
-    input_.add_to(sums, static_cast<T*>(a.d_weight_ih));
-    recurrent_.add_to(sums + input_.size(), static_cast<T*>(a.d_weight_hh));
-    bias_.add_to(sums + input_.size() + recurrent_.size(), static_cast<T*>(a.d_bias));
+  template <class T>
+  static void forward(const StateWeights<T>& w, const StepForward<T>& s) {
+    w.sum(0, SUMS, s.rows, s.x, s.h_before, s.h);
+    for_row_tiles(s.rows, [&](auto tile, long first) {
+      constexpr int R = decltype(tile)::value;
+      for (long u = 0; u < w.width; u += LANES<T>) {
+        Vector<T> a[R];
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) a[r] = load(s.h.at(first + r, u));
+        Function::template apply<T>(a);
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) {
+          store(s.h.at(first + r, u), a[r]);
+          s.ahead.template fetch<true, T>(s.h, {}, first + r, u, PLANES, w.width);
+        }
+      }
+    });
   }
 
-  void forward(const StepForward<T>& s) const {
-    bias_.fill(s.rows, s.h);
-    input_.apply(s.rows, s.x, s.h);
-    if (s.h_before) recurrent_.apply(s.rows, s.h_before, s.h);
-    squash(s.rows, s.h);
-  }
-
-  void backward(const StepBackward<T>& s, T* sums) const {
+  template <class T>
+  static void backward(const StateWeights<T>& w, const StepBackward<T>& s, StateGradients<T>& sums) {
     const Rows<T> da = s.scratch;
-    differentiate(s, da);
-    if (s.dh_before) recurrent_.apply_transposed(s.rows, da, s.dh_before);
-    if (s.dx) input_.apply_transposed(s.rows, da, s.dx);
-    input_.add_gradient(s.rows, da, s.x, sums);
-    if (s.h_before) recurrent_.add_gradient(s.rows, da, s.h_before, sums + input_.size());
-    bias_.add_gradient(s.rows, da, sums + input_.size() + recurrent_.size());
+    differentiate(w, s, da);
+    if (s.dh_before) w.recurrent.apply_transposed(0, GATES, s.rows, da, s.dh_before);
+    if (s.dx) w.input.apply_transposed(0, GATES, s.rows, da, s.dx);
+    w.input.add_gradient(0, GATES, s.rows, da, s.x, sums.input.data());
+    if (s.h_before) w.recurrent.add_gradient(0, GATES, s.rows, da, s.h_before, sums.recurrent.data());
+    sums.add_bias(w, s.rows, da);
   }
 
  private:
-  void squash(long rows, Rows<T> h) const {
-    for (long row = 0; row < rows; ++row)
-      for (long u = 0; u < width_; u += LANES<T>)
-        store(h.at(row, u), Function::template value<T>(load(h.at(row, u))));
-  }
-
-  void differentiate(const StepBackward<T>& s, Rows<T> da) const {
+  template <class T>
+  static void differentiate(const StateWeights<T>& w, const StepBackward<T>& s, Rows<T> da) {
     for (long row = 0; row < s.rows; ++row)
-      for (long u = 0; u < width_; u += LANES<T>) {
+      for (long u = 0; u < w.width; u += LANES<T>) {
+        s.ahead.template fetch<false, T>(s.h_before, {}, row, u, PLANES, w.width);
         store(da.at(row, u), Function::template backward<T>(load(s.dh.at(row, u)), load(s.h.at(row, u))));
         if (s.dh_before) store(s.dh_before.at(row, u), Vector<T>{});
       }
   }
-
-  long width_;
-  Matrix<T> input_, recurrent_;
-  BiasRow<T> bias_;
 };
 
 template <class T>
 void elman_tanh_forward(const StateLayerArguments& a) {
-  layer_forward<T, ElmanCell<T, Tanh>>(a);
+  layer_forward<T, ElmanCell<Tanh>>(a);
 }
 
 template <class T>
 void elman_tanh_backward(const StateLayerArguments& a) {
-  layer_backward<T, ElmanCell<T, Tanh>>(a);
+  layer_backward<T, ElmanCell<Tanh>>(a);
 }
 
 template <class T>
 void elman_relu_forward(const StateLayerArguments& a) {
-  layer_forward<T, ElmanCell<T, Relu>>(a);
+  layer_forward<T, ElmanCell<Relu>>(a);
 }
 
 template <class T>
 void elman_relu_backward(const StateLayerArguments& a) {
-  layer_backward<T, ElmanCell<T, Relu>>(a);
+  layer_backward<T, ElmanCell<Relu>>(a);
 }
 
 }  // namespace

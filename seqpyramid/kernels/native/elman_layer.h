@@ -2,7 +2,7 @@
 //
 // A cell gives one step for some rows, as products with weights (class Matrix) and passes over single numbers between
 // them. The two are kept in functions of their own: constants of exp and tanh would push the products' sums out of
-// their registers. Numbers of several gates lie in planes: [row][gate][P], so that one product makes all gates.
+// their registers. Numbers of several gates lie in planes: [row][gate][P].
 //
 // A row that has ended keeps its state, gets no gradient from its padding and gives none to it. Rows come longest
 // first, so that the rows still running are always the first ones of a slice.
@@ -38,92 +38,193 @@ extern "C" struct StateLayerArguments {
 
 namespace seqpyramid {
 
-// Weights W (G H, K) of G gates that all read the same source (n, K).
+// Call visit(first column, columns) for strips of at most four vectors that cover `width` columns. They are about
+// equally wide: four vectors and a rest of one would be too few sums for the latency of a product.
+template <class T, class Visit>
+SEQPYRAMID_INLINE void each_strip(long width, Visit&& visit) {
+  const long vectors = width / LANES<T>;
+  for (long strips = (vectors + 3) / 4, done = 0; strips; --strips) {
+    const long take = (vectors - done + strips - 1) / strips;
+    visit(done * LANES<T>, take * LANES<T>);
+    done += take;
+  }
+}
+
+// Weights W (G H, K) of G gates that read sources (n, K). Both packed forms consist of strips, so that what a tile of
+// a product reads lies side by side; with rows of 512 units it would share a few places of the nearest cache.
 template <class T>
 class Matrix {
  public:
-  Matrix(const T* weight, long gates, long hidden, long depth)
+  Matrix(const void* weight, long gates, long hidden, long depth)
       : gates_(gates),
         hidden_(hidden),
         depth_(depth),
         width_(padded<T>(hidden)),
         depth_width_(padded<T>(depth)),
-        columns_(size_t(depth) * gates * width_),
+        columns_(size()),
         rows_(size_t(gates) * hidden * depth_width_) {
+    const T* const from = static_cast<const T*>(weight);
+    each_column([&](long at, long row, long k) { columns_.data()[at] = from[row * depth + k]; });
+    each_strip<T>(depth_width_, [&](long first, long wide) {
+      for (long row = 0; row < gates * hidden; ++row)
+        std::copy_n(from + row * depth + first, std::min(wide, depth - first),
+                    rows_.data() + row / hidden * hidden * depth_width_ + first * hidden + row % hidden * wide);
+    });
+  }
+
+  // Numbers of a gradient, in the form of the columns.
+  size_t size() const { return size_t(gates_) * depth_ * width_; }
+
+  long gates() const { return gates_; }
+  long depth() const { return depth_; }
+
+  // W^T of one gate: [strip][K][its columns].
+  const T* columns(long gate) const { return columns_.data() + gate * depth_ * width_; }
+
+  // d_source (n, padded K) += d_planes W, for some gates. One after the other: the weights of one stay in the nearest
+  // cache while all rows meet them, and the planes' padding is left out.
+  void apply_transposed(long first, long gates, long n, Rows<const T> d_planes, Rows<T> d_source) const {
     for (long g = 0; g < gates; ++g)
-      for (long u = 0; u < hidden; ++u) {
-        const T* row = weight + (g * hidden + u) * depth;
-        for (long k = 0; k < depth; ++k) columns_.data()[(k * gates + g) * width_ + u] = row[k];
-        std::copy_n(row, depth, rows_.data() + (g * hidden + u) * depth_width_);
-      }
+      each_strip<T>(depth_width_, [&](long at, long wide) {
+        add_product(n, wide / LANES<T>, hidden_, d_planes.data + g * width_, d_planes.stride, 1,
+                    rows_.data() + ((first + g) * depth_width_ + at) * hidden_, wide, d_source.data + at,
+                    d_source.stride);
+      });
   }
 
-  // Numbers of a gradient: [K][G][P].
-  size_t size() const { return size_t(depth_) * gates_ * width_; }
-
-  // planes (n, G P) += source W^T
-  void apply(long n, Rows<const T> source, Rows<T> planes) const {
-    const long columns = gates_ * width_;
-    add_product(n, columns / LANES<T>, depth_, source.data, source.stride, 1, columns_.data(), columns, planes.data,
-                planes.stride);
-  }
-
-  // d_source (n, padded K) += d_planes W. One gate after the other: the weights of one stay in the nearest cache while
-  // all rows meet them, and the planes' padding is left out.
-  void apply_transposed(long n, Rows<const T> d_planes, Rows<T> d_source) const {
-    for (long g = 0; g < gates_; ++g)
-      add_product(n, depth_width_ / LANES<T>, hidden_, d_planes.data + g * width_, d_planes.stride, 1,
-                  rows_.data() + g * hidden_ * depth_width_, depth_width_, d_source.data, d_source.stride);
-  }
-
-  // sum += source^T d_planes
-  void add_gradient(long n, Rows<const T> d_planes, Rows<const T> source, T* sum) const {
-    const long columns = gates_ * width_;
-    add_product(depth_, columns / LANES<T>, n, source.data, 1, source.stride, d_planes.data, d_planes.stride, sum,
-                columns);
+  // sum += source^T d_planes, for some gates
+  void add_gradient(long first, long gates, long n, Rows<const T> d_planes, Rows<const T> source, T* sum) const {
+    for (long g = 0; g < gates; ++g)
+      each_strip<T>(width_, [&](long at, long wide) {
+        add_product(depth_, wide / LANES<T>, n, source.data, 1, source.stride, d_planes.data + g * width_ + at,
+                    d_planes.stride, sum + ((first + g) * width_ + at) * depth_, wide);
+      });
   }
 
   // Add such a sum to a gradient laid out as the weights were given.
-  void add_to(const T* sum, T* gradient) const {
-    for (long g = 0; g < gates_; ++g)
-      for (long u = 0; u < hidden_; ++u)
-        for (long k = 0; k < depth_; ++k)
-          gradient[(g * hidden_ + u) * depth_ + k] += sum[(k * gates_ + g) * width_ + u];
+  void add_to(const T* sum, void* gradient) const {
+    each_column([&](long at, long row, long k) { static_cast<T*>(gradient)[row * depth_ + k] += sum[at]; });
   }
 
  private:
+  // Call visit(place among the columns, row, k) for all weights.
+  template <class Visit>
+  void each_column(const Visit& visit) const {
+    for (long g = 0; g < gates_; ++g)
+      each_strip<T>(width_, [&](long first, long wide) {
+        for (long u = first; u < std::min(first + wide, hidden_); ++u)
+          for (long k = 0; k < depth_; ++k)
+            visit((g * width_ + first) * depth_ + k * wide + u - first, g * hidden_ + u, k);
+      });
+  }
+
   long gates_, hidden_, depth_, width_, depth_width_;
-  Buffer<T> columns_, rows_;  // [K][G][P] and [G][H][padded K]
+  Buffer<T> columns_, rows_;  // [G][strip of P][K][...] and [G][strip of padded K][H][...]
 };
 
-// A bias (G H) as a row of planes.
+// plane (n, VECTORS V) = b + U x + W h, on registers. A function of its own: beside constants of exp and tanh, GCC
+// would not keep the sums there.
+template <class T, int VECTORS>
+__attribute__((noinline)) void sum_strip(long n, long inputs, Rows<const T> x, const T* input, long hidden,
+                                         Rows<const T> h, const T* recurrent, const T* bias, Rows<T> plane) {
+  constexpr long N = VECTORS * LANES<T>;
+  for_row_tiles(n, [&](auto tile, long first) {
+    constexpr int R = decltype(tile)::value;
+    Vector<T> sum[R][VECTORS];
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      SEQPYRAMID_UNROLL
+      for (int j = 0; j < VECTORS; ++j) sum[r][j] = load(bias + j * LANES<T>);
+    }
+    multiply_add<T, R, VECTORS>(inputs, x.at(first), x.stride, 1, input, N, sum);
+    multiply_add<T, R, VECTORS>(hidden, h.at(first), h.stride, 1, recurrent, N, sum);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      SEQPYRAMID_UNROLL
+      for (int j = 0; j < VECTORS; ++j) store(plane.at(first + r, j * LANES<T>), sum[r][j]);
+    }
+  });
+}
+
+// The planes from one of them on.
+template <class Row>
+Row from_plane(Row planes, long plane, long width) {
+  return {planes.data + plane * width, planes.stride};
+}
+
+// Weights of a layer of G gates. Every plane has a bias; the first G of them read x, the last G read h.
 template <class T>
-class BiasRow {
- public:
-  BiasRow(const T* bias, long gates, long hidden)
-      : gates_(gates), hidden_(hidden), width_(padded<T>(hidden)), row_(size()) {
-    for (long g = 0; g < gates; ++g) std::copy_n(bias + g * hidden, hidden, row_.data() + g * width_);
+struct StateWeights {
+  long width;  // P
+  Matrix<T> input, recurrent, bias;
+
+  StateWeights(const StateLayerArguments& a, long gates, long planes)
+      : width(padded<T>(a.hidden)),
+        input(a.weight_ih, gates, a.hidden, a.inputs),
+        recurrent(a.weight_hh, gates, a.hidden, a.hidden),
+        bias(a.bias, planes, a.hidden, 1) {}
+
+  // Planes [first, last) = b + U x + W h, h (n, H); no h: zeros.
+  void sum(long first, long last, long n, Rows<const T> x, Rows<const T> h, Rows<T> planes) const {
+    const long gates = input.gates(), without_h = bias.gates() - gates;
+    for (long p = first; p < last; ++p) {
+      const long inputs = p < gates ? input.depth() : 0, hidden = h && p >= without_h ? recurrent.depth() : 0;
+      const T* const u = inputs ? input.columns(p) : nullptr;
+      const T* const w = hidden ? recurrent.columns(p - without_h) : nullptr;
+      const Rows<const T> states = hidden ? h : Rows<const T>{};
+      each_strip<T>(width, [&](long at, long wide) {
+        const auto strip = [&](auto vectors) {
+          sum_strip<T, decltype(vectors)::value>(n, inputs, x, u + at * inputs, hidden, states, w + at * hidden,
+                                                 bias.columns(p) + at, {planes.data + p * width + at, planes.stride});
+        };
+        switch (wide / LANES<T>) {
+          case 4: strip(std::integral_constant<int, 4>{}); break;
+          case 3: strip(std::integral_constant<int, 3>{}); break;
+          case 2: strip(std::integral_constant<int, 2>{}); break;
+          default: strip(std::integral_constant<int, 1>{}); break;
+        }
+      });
+    }
+  }
+};
+
+// What is added up over a slice of a batch.
+template <class T>
+struct StateGradients {
+  Buffer<T> input, recurrent, bias;
+
+  explicit StateGradients(const StateWeights<T>& w)
+      : input(w.input.size()), recurrent(w.recurrent.size()), bias(w.bias.size()) {}
+
+  // Take d_planes (n, all planes) into the bias's.
+  void add_bias(const StateWeights<T>& w, long n, Rows<const T> d_planes) {
+    for (long k = 0; k < long(w.bias.size()); k += LANES<T>) {
+      Vector<T> sum = load(bias.data() + k);
+      for (long row = 0; row < n; ++row) sum += load(d_planes.at(row, k));
+      store(bias.data() + k, sum);
+    }
   }
 
-  size_t size() const { return size_t(gates_) * width_; }
-
-  void fill(long n, Rows<T> planes) const {
-    for (long row = 0; row < n; ++row) std::copy_n(row_.data(), gates_ * width_, planes.at(row));
+  void add_to(const StateWeights<T>& w, const StateLayerArguments& a) const {
+    w.input.add_to(input.data(), a.d_weight_ih);
+    w.recurrent.add_to(recurrent.data(), a.d_weight_hh);
+    w.bias.add_to(bias.data(), a.d_bias);
   }
+};
 
-  void add_gradient(long n, Rows<const T> d_planes, T* sum) const {
-    for (long row = 0; row < n; ++row)
-      for (long k = 0; k < gates_ * width_; k += LANES<T>) store(sum + k, load(sum + k) + load(d_planes.at(row, k)));
+// How far off that lies what another step wants of the planes and of h: forward, what the next one writes in place of
+// this one's; backward, the planes and the h before of two steps later. 0: nothing.
+struct StepsAhead {
+  long planes = 0, h = 0;
+
+  // Ask for one vector of h and of the first `count` planes, P apart.
+  template <bool WRITE, class T>
+  SEQPYRAMID_INLINE void fetch(Rows<const T> h_now, Rows<const T> planes_now, long row, long unit, long count,
+                               long width) const {
+    if (h) __builtin_prefetch(h_now.at(row, unit) + h, WRITE, 2);
+    if (planes)
+      for (long p = 0; p < count; ++p) __builtin_prefetch(planes_now.at(row, p * width + unit) + planes, WRITE, 2);
   }
-
-  void add_to(const T* sum, T* gradient) const {
-    for (long g = 0; g < gates_; ++g)
-      for (long u = 0; u < hidden_; ++u) gradient[g * hidden_ + u] += sum[g * width_ + u];
-  }
-
- private:
-  long gates_, hidden_, width_;
-  Buffer<T> row_;
 };
 
 // What one step reads and writes on its way forward.
@@ -134,6 +235,7 @@ struct StepForward {
   Rows<T> planes;             // those that backward gets
   Rows<T> h;
   Rows<T> scratch;
+  StepsAhead ahead;
 };
 
 // And on its way back: dh_before is written and dx added to, where they have data.
@@ -143,6 +245,7 @@ struct StepBackward {
   Rows<const T> x, h_before, planes, h, dh;
   Rows<T> dh_before, dx;
   Rows<T> scratch;
+  StepsAhead ahead;
 };
 
 template <class T>
@@ -150,13 +253,13 @@ Rows<const T> inputs_at(const StateLayerArguments& a, long row, long t) {
   return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
 }
 
-// A Cell<T> has
-//   PLANES   planes that it keeps for backward; SCRATCH: of working space, PLANES at least
-//   forward(StepForward), backward(StepBackward, T* sums)
-//   sums()   numbers of all its weights' gradients together, add_to(sums, arguments)
+// A Cell has
+//   GATES    that read x, and as many that read h; SUMS: planes with a bias
+//   PLANES   that it keeps for backward; SCRATCH: of working space, PLANES at least
+//   forward(weights, StepForward), backward(weights, StepBackward, StateGradients)
 template <class T, class Cell>
 void layer_forward(const StateLayerArguments& a) {
-  const Cell cell(a);
+  const StateWeights<T> w(a, Cell::GATES, Cell::SUMS);
   const long P = padded<T>(a.hidden), B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), space(size_t(Cell::SCRATCH) * B * P);
@@ -173,7 +276,9 @@ void layer_forward(const StateLayerArguments& a) {
       const Rows<T> h_new = a.steps ? rows_of<T>(a.steps, t * B + first, P)
                                     : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
       const Rows<T> planes = a.planes ? rows_of<T>(a.planes, t * B + first, Cell::PLANES * P) : scratch;
-      cell.forward({rows, inputs_at<T>(a, first, t), h, planes, h_new, scratch});
+      StepsAhead ahead;
+      if (t + 1 < slice.steps()) ahead = {a.planes ? B * Cell::PLANES * P : 0, a.steps ? B * P : 0};
+      Cell::template forward<T>(w, {rows, inputs_at<T>(a, first, t), h, planes, h_new, scratch, ahead});
       copy_rows<T>(slice.active(t + 1), rows, h_new, h_last, P);
       h = h_new;
     }
@@ -190,11 +295,11 @@ void add_rows(long rows, Rows<const T> from, Rows<T> h, long hidden) {
 
 template <class T, class Cell>
 void layer_backward(const StateLayerArguments& a) {
-  const Cell cell(a);
+  const StateWeights<T> w(a, Cell::GATES, Cell::SUMS);
   const long P = padded<T>(a.hidden), PF = padded<T>(a.inputs), B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
-  std::vector<Buffer<T>> sums;
-  for (size_t k = 0; k < slices.size(); ++k) sums.emplace_back(cell.sums());
+  std::vector<StateGradients<T>> sums;
+  for (size_t k = 0; k < slices.size(); ++k) sums.emplace_back(w);
   const Buffer<T> states(size_t(2) * B * P), space(size_t(Cell::SCRATCH) * B * P);
 
   run_parallel(long(slices.size()), a.threads, [&](long piece) {
@@ -216,15 +321,17 @@ void layer_backward(const StateLayerArguments& a) {
       }
       const bool further = t > 0 || a.d_h_first;
       const Rows<const T> h_before = t > 0 ? kept(a.steps, t - 1, P) : rows_of<T>(a.h_first, first, P);
-      cell.backward({rows, inputs_at<T>(a, first, t), h_before, kept(a.planes, t, Cell::PLANES * P),
-                     kept(a.steps, t, P), dh, further ? dh_before : Rows<T>{}, rows_of<T>(a.d_x, t * B + first, PF),
-                     scratch},
-                    sums[size_t(piece)].data());
+      const StepsAhead ahead{t > 1 ? -2 * B * Cell::PLANES * P : 0, t > 2 ? -2 * B * P : 0};
+      Cell::template backward<T>(w,
+                                 {rows, inputs_at<T>(a, first, t), h_before, kept(a.planes, t, Cell::PLANES * P),
+                                  kept(a.steps, t, P), dh, further ? dh_before : Rows<T>{},
+                                  rows_of<T>(a.d_x, t * B + first, PF), scratch, ahead},
+                                 sums[size_t(piece)]);
       std::swap(dh, dh_before);
     }
     if (a.d_h_first) copy_rows<T>(0, all, dh, rows_of<T>(a.d_h_first, first, P), P);
   });
-  for (const Buffer<T>& sum : sums) cell.add_to(sum.data(), a);
+  for (const StateGradients<T>& sum : sums) sum.add_to(w, a);
 }
 
 }  // namespace seqpyramid

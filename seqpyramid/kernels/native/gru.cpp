@@ -25,71 +25,70 @@ using namespace seqpyramid;
 
 namespace {
 
-// The planes from one of them on.
-template <class Row>
-Row from_plane(Row planes, long plane, long width) {
-  return {planes.data + plane * width, planes.stride};
-}
-
 template <class T>
 SEQPYRAMID_INLINE Vector<T> load_or_zero(Rows<const T> rows, long row, long unit) {
   return rows ? load(rows.at(row, unit)) : Vector<T>{};
 }
 
-template <class T>
-class GruCell {
- public:
-  static constexpr long PLANES = 4, SCRATCH = 4;
+struct GruCell {
+  static constexpr long GATES = 3, SUMS = 4, PLANES = 4, SCRATCH = 4;
 
-  explicit GruCell(const StateLayerArguments& a)
-      : width_(padded<T>(a.hidden)),
-        input_(static_cast<const T*>(a.weight_ih), 3, a.hidden, a.inputs),
-        recurrent_(static_cast<const T*>(a.weight_hh), 3, a.hidden, a.hidden),
-        bias_(static_cast<const T*>(a.bias), 4, a.hidden) {}
-
-  size_t sums() const { return input_.size() + recurrent_.size() + bias_.size(); }
-
-  void add_to(const T* sums, const StateLayerArguments& a) const {
-    input_.add_to(sums, static_cast<T*>(a.d_weight_ih));
-    recurrent_.add_to(sums + input_.size(), static_cast<T*>(a.d_weight_hh));
-    bias_.add_to(sums + input_.size() + recurrent_.size(), static_cast<T*>(a.d_bias));
+  template <class T>
+  static void forward(const StateWeights<T>& w, const StepForward<T>& s) {
+    w.sum(0, SUMS, s.rows, s.x, s.h_before, s.planes);
+    for_row_tiles(s.rows, [&](auto tile, long first) {
+      for (long u = 0; u < w.width; u += LANES<T>) advance<T, decltype(tile)::value>(s, first, u, w.width);
+    });
   }
 
-  void forward(const StepForward<T>& s) const {
-    bias_.fill(s.rows, s.planes);
-    input_.apply(s.rows, s.x, s.planes);
-    if (s.h_before) recurrent_.apply(s.rows, s.h_before, from_plane(s.planes, 1, width_));
-    gate(s);
-  }
-
-  void backward(const StepBackward<T>& s, T* sums) const {
-    const Rows<T> da = s.scratch, from_h = from_plane(da, 1, width_);
-    differentiate(s, da);
-    if (s.dh_before) recurrent_.apply_transposed(s.rows, from_h, s.dh_before);
-    if (s.dx) input_.apply_transposed(s.rows, da, s.dx);
-    input_.add_gradient(s.rows, da, s.x, sums);
-    if (s.h_before) recurrent_.add_gradient(s.rows, from_h, s.h_before, sums + input_.size());
-    bias_.add_gradient(s.rows, da, sums + input_.size() + recurrent_.size());
+  template <class T>
+  static void backward(const StateWeights<T>& w, const StepBackward<T>& s, StateGradients<T>& sums) {
+    const Rows<T> da = s.scratch, from_h = from_plane(da, 1, w.width);
+    differentiate(s, da, w.width);
+    if (s.dh_before) w.recurrent.apply_transposed(0, GATES, s.rows, from_h, s.dh_before);
+    if (s.dx) w.input.apply_transposed(0, GATES, s.rows, da, s.dx);
+    w.input.add_gradient(0, GATES, s.rows, da, s.x, sums.input.data());
+    if (s.h_before) w.recurrent.add_gradient(0, GATES, s.rows, from_h, s.h_before, sums.recurrent.data());
+    sums.add_bias(w, s.rows, da);
   }
 
  private:
-  void gate(const StepForward<T>& s) const {
-    const long P = width_;
-    for (long row = 0; row < s.rows; ++row)
-      for (long u = 0; u < P; u += LANES<T>) {
-        T* plane = s.planes.at(row, u);
-        const Vector<T> r = sigmoid<T>(load(plane + P)), z = sigmoid<T>(load(plane + 2 * P));
-        const Vector<T> n = tanh<T>(load(plane) + r * load(plane + 3 * P));
-        store(plane, n), store(plane + P, r), store(plane + 2 * P, z);
-        store(s.h.at(row, u), n + z * (load_or_zero(s.h_before, row, u) - n));
+  // R rows of one vector of units: r and z of some at a time, then n of all.
+  template <class T, int R>
+  static SEQPYRAMID_INLINE void advance(const StepForward<T>& s, long first, long u, long P) {
+    constexpr int GROUP = R % 3 == 0 ? 3 : R;
+    Vector<T> n[R];
+    for (int group = 0; group < R; group += GROUP) {
+      Vector<T> gate[2 * GROUP];
+      SEQPYRAMID_UNROLL
+      for (int k = 0; k < GROUP; ++k) {
+        const T* plane = s.planes.at(first + group + k, u);
+        gate[2 * k] = load(plane + P), gate[2 * k + 1] = load(plane + 2 * P);
       }
+      squash<T, 0>(gate);
+      SEQPYRAMID_UNROLL
+      for (int k = 0; k < GROUP; ++k) {
+        T* plane = s.planes.at(first + group + k, u);
+        n[group + k] = load(plane) + gate[2 * k] * load(plane + 3 * P);
+        store(plane + P, gate[2 * k]), store(plane + 2 * P, gate[2 * k + 1]);
+      }
+    }
+    squash<T, 0b11111111>(n);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      T* plane = s.planes.at(first + r, u);
+      s.ahead.template fetch<true, T>(s.h, s.planes, first + r, u, PLANES, P);
+      store(plane, n[r]);
+      store(s.h.at(first + r, u), n[r] + load(plane + 2 * P) * (load_or_zero(s.h_before, first + r, u) - n[r]));
+    }
   }
 
-  void differentiate(const StepBackward<T>& s, Rows<T> da) const {
-    const long P = width_;
+  template <class T>
+  static void differentiate(const StepBackward<T>& s, Rows<T> da, long P) {
     for (long row = 0; row < s.rows; ++row)
       for (long u = 0; u < P; u += LANES<T>) {
         const T* plane = s.planes.at(row, u);
+        s.ahead.template fetch<false, T>(s.h_before, s.planes, row, u, PLANES, P);
         const Vector<T> n = load(plane), r = load(plane + P), z = load(plane + 2 * P), q = load(plane + 3 * P);
         const Vector<T> dh = load(s.dh.at(row, u)), before = load_or_zero(s.h_before, row, u);
         const Vector<T> da_n = dh * (T(1) - z) * (T(1) - n * n), dq = da_n * r;
@@ -99,87 +98,82 @@ class GruCell {
         if (s.dh_before) store(s.dh_before.at(row, u), dh * z);
       }
   }
-
-  long width_;
-  Matrix<T> input_, recurrent_;
-  BiasRow<T> bias_;
 };
 
-template <class T>
-class ResetBeforeCell {
- public:
-  static constexpr long PLANES = 3, SCRATCH = 5;  // the planes' gradients, s, ds
+struct ResetBeforeCell {
+  static constexpr long GATES = 3, SUMS = 3, PLANES = 3, SCRATCH = 5;
 
-  explicit ResetBeforeCell(const StateLayerArguments& a)
-      : width_(padded<T>(a.hidden)),
-        square_(a.hidden * a.hidden),
-        input_(static_cast<const T*>(a.weight_ih), 3, a.hidden, a.inputs),
-        candidate_(static_cast<const T*>(a.weight_hh), 1, a.hidden, a.hidden),
-        gates_(static_cast<const T*>(a.weight_hh) + square_, 2, a.hidden, a.hidden),
-        bias_(static_cast<const T*>(a.bias), 3, a.hidden) {}
-
-  size_t sums() const { return input_.size() + candidate_.size() + gates_.size() + bias_.size(); }
-
-  void add_to(const T* sums, const StateLayerArguments& a) const {
-    auto* d_weight_hh = static_cast<T*>(a.d_weight_hh);
-    input_.add_to(sums, static_cast<T*>(a.d_weight_ih)), sums += input_.size();
-    candidate_.add_to(sums, d_weight_hh), sums += candidate_.size();
-    gates_.add_to(sums, d_weight_hh + square_), sums += gates_.size();
-    bias_.add_to(sums, static_cast<T*>(a.d_bias));
+  template <class T>
+  static void forward(const StateWeights<T>& w, const StepForward<T>& s) {
+    const Rows<T> reset = from_plane(s.scratch, 3, w.width);
+    w.sum(1, 3, s.rows, s.x, s.h_before, s.planes);
+    gate(s, reset, w.width);
+    w.sum(0, 1, s.rows, s.x, s.h_before ? Rows<const T>(reset) : Rows<const T>{}, s.planes);
+    mix(s, w.width);
   }
 
-  void forward(const StepForward<T>& s) const {
-    const Rows<T> reset = from_plane(s.scratch, 3, width_);
-    bias_.fill(s.rows, s.planes);
-    input_.apply(s.rows, s.x, s.planes);
-    if (s.h_before) gates_.apply(s.rows, s.h_before, from_plane(s.planes, 1, width_));
-    gate(s, reset);
-    if (s.h_before) candidate_.apply(s.rows, reset, s.planes);
-    mix(s);
-  }
-
-  void backward(const StepBackward<T>& s, T* sums) const {
-    const Rows<T> da = s.scratch, from_h = from_plane(da, 1, width_);
-    const Rows<T> reset = from_plane(s.scratch, 3, width_), d_reset = from_plane(s.scratch, 4, width_);
-    differentiate_mix(s, da, reset, d_reset);
-    if (s.h_before) candidate_.apply_transposed(s.rows, da, d_reset);
-    differentiate_gate(s, d_reset, da);
-    if (s.dh_before) gates_.apply_transposed(s.rows, from_h, s.dh_before);
-    if (s.dx) input_.apply_transposed(s.rows, da, s.dx);
-    input_.add_gradient(s.rows, da, s.x, sums), sums += input_.size();
-    if (s.h_before) candidate_.add_gradient(s.rows, da, reset, sums);
-    sums += candidate_.size();
-    if (s.h_before) gates_.add_gradient(s.rows, from_h, s.h_before, sums);
-    bias_.add_gradient(s.rows, da, sums + gates_.size());
+  template <class T>
+  static void backward(const StateWeights<T>& w, const StepBackward<T>& s, StateGradients<T>& sums) {
+    const Rows<T> da = s.scratch, from_h = from_plane(da, 1, w.width);
+    const Rows<T> reset = from_plane(s.scratch, 3, w.width), d_reset = from_plane(s.scratch, 4, w.width);
+    differentiate_mix(s, da, reset, d_reset, w.width);
+    if (s.h_before) w.recurrent.apply_transposed(0, 1, s.rows, da, d_reset);
+    differentiate_gate(s, d_reset, da, w.width);
+    if (s.dh_before) w.recurrent.apply_transposed(1, 2, s.rows, from_h, s.dh_before);
+    if (s.dx) w.input.apply_transposed(0, GATES, s.rows, da, s.dx);
+    w.input.add_gradient(0, GATES, s.rows, da, s.x, sums.input.data());
+    if (s.h_before) {
+      w.recurrent.add_gradient(0, 1, s.rows, da, reset, sums.recurrent.data());
+      w.recurrent.add_gradient(1, 2, s.rows, from_h, s.h_before, sums.recurrent.data());
+    }
+    sums.add_bias(w, s.rows, da);
   }
 
  private:
-  void gate(const StepForward<T>& s, Rows<T> reset) const {
-    const long P = width_;
-    for (long row = 0; row < s.rows; ++row)
+  template <class T>
+  static void gate(const StepForward<T>& s, Rows<T> reset, long P) {
+    for_row_tiles(s.rows, [&](auto tile, long first) {
+      constexpr int R = decltype(tile)::value;
+      for (long u = 0; u < 2 * P; u += LANES<T>) {
+        Vector<T> gate[R];
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) gate[r] = load(s.planes.at(first + r, P + u));
+        squash<T, 0>(gate);
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) {
+          store(s.planes.at(first + r, P + u), gate[r]);
+          if (u < P) store(reset.at(first + r, u), gate[r] * load_or_zero(s.h_before, first + r, u));
+        }
+      }
+    });
+  }
+
+  template <class T>
+  static void mix(const StepForward<T>& s, long P) {
+    for_row_tiles(s.rows, [&](auto tile, long first) {
+      constexpr int R = decltype(tile)::value;
       for (long u = 0; u < P; u += LANES<T>) {
-        T* plane = s.planes.at(row, u);
-        const Vector<T> r = sigmoid<T>(load(plane + P));
-        store(plane + P, r), store(plane + 2 * P, sigmoid<T>(load(plane + 2 * P)));
-        store(reset.at(row, u), r * load_or_zero(s.h_before, row, u));
+        Vector<T> n[R];
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) n[r] = load(s.planes.at(first + r, u));
+        squash<T, 0b11111111>(n);
+        SEQPYRAMID_UNROLL
+        for (int r = 0; r < R; ++r) {
+          T* plane = s.planes.at(first + r, u);
+          s.ahead.template fetch<true, T>(s.h, s.planes, first + r, u, PLANES, P);
+          store(plane, n[r]);
+          store(s.h.at(first + r, u), n[r] + load(plane + 2 * P) * (load_or_zero(s.h_before, first + r, u) - n[r]));
+        }
       }
+    });
   }
 
-  void mix(const StepForward<T>& s) const {
-    for (long row = 0; row < s.rows; ++row)
-      for (long u = 0; u < width_; u += LANES<T>) {
-        T* plane = s.planes.at(row, u);
-        const Vector<T> n = tanh<T>(load(plane)), z = load(plane + 2 * width_);
-        store(plane, n);
-        store(s.h.at(row, u), n + z * (load_or_zero(s.h_before, row, u) - n));
-      }
-  }
-
-  void differentiate_mix(const StepBackward<T>& s, Rows<T> da, Rows<T> reset, Rows<T> d_reset) const {
-    const long P = width_;
+  template <class T>
+  static void differentiate_mix(const StepBackward<T>& s, Rows<T> da, Rows<T> reset, Rows<T> d_reset, long P) {
     for (long row = 0; row < s.rows; ++row)
       for (long u = 0; u < P; u += LANES<T>) {
         const T* plane = s.planes.at(row, u);
+        s.ahead.template fetch<false, T>(s.h_before, s.planes, row, u, PLANES, P);
         const Vector<T> n = load(plane), r = load(plane + P), z = load(plane + 2 * P);
         const Vector<T> dh = load(s.dh.at(row, u)), before = load_or_zero(s.h_before, row, u);
         store(da.at(row, u), dh * (T(1) - z) * (T(1) - n * n));
@@ -190,38 +184,35 @@ class ResetBeforeCell {
       }
   }
 
-  void differentiate_gate(const StepBackward<T>& s, Rows<T> d_reset, Rows<T> da) const {
+  template <class T>
+  static void differentiate_gate(const StepBackward<T>& s, Rows<T> d_reset, Rows<T> da, long P) {
     for (long row = 0; row < s.rows; ++row)
-      for (long u = 0; u < width_; u += LANES<T>) {
-        const Vector<T> r = load(s.planes.at(row, u + width_)), d = load(d_reset.at(row, u));
-        store(da.at(row, u + width_), d * load_or_zero(s.h_before, row, u) * r * (T(1) - r));
+      for (long u = 0; u < P; u += LANES<T>) {
+        const Vector<T> r = load(s.planes.at(row, u + P)), d = load(d_reset.at(row, u));
+        store(da.at(row, u + P), d * load_or_zero(s.h_before, row, u) * r * (T(1) - r));
         if (s.dh_before) store(s.dh_before.at(row, u), load(s.dh_before.at(row, u)) + d * r);
       }
   }
-
-  long width_, square_;
-  Matrix<T> input_, candidate_, gates_;
-  BiasRow<T> bias_;
 };
 
 template <class T>
 void gru_forward(const StateLayerArguments& a) {
-  layer_forward<T, GruCell<T>>(a);
+  layer_forward<T, GruCell>(a);
 }
 
 template <class T>
 void gru_backward(const StateLayerArguments& a) {
-  layer_backward<T, GruCell<T>>(a);
+  layer_backward<T, GruCell>(a);
 }
 
 template <class T>
 void reset_before_gru_forward(const StateLayerArguments& a) {
-  layer_forward<T, ResetBeforeCell<T>>(a);
+  layer_forward<T, ResetBeforeCell>(a);
 }
 
 template <class T>
 void reset_before_gru_backward(const StateLayerArguments& a) {
-  layer_backward<T, ResetBeforeCell<T>>(a);
+  layer_backward<T, ResetBeforeCell>(a);
 }
 
 }  // namespace
