@@ -131,13 +131,13 @@ class StateLayer(torch.autograd.Function):
             # the kernel does not touch what stands past a sequence's end
             full = int(lengths[-1]) == time or not keep_steps
             steps = x.new_empty(time, batch, width) if full else x.new_zeros(time, batch, width)
-        arguments = _arguments(x, weights, h_first, lengths, torch.get_num_threads())
+        arguments = _arguments(x, weights, h_first, lengths, library.threads())
         arguments.h_last = h_last.data_ptr()
         arguments.steps, arguments.planes = library.pointer(steps), library.pointer(planes)
         library.call(f"{kernel.name}_forward", x.dtype, arguments)
         if ctx is not None:
             ctx.save_for_backward(x, *weights, h_first, lengths, steps, planes)
-            ctx.kernel, ctx.threads = kernel, torch.get_num_threads()
+            ctx.kernel, ctx.threads = kernel, library.threads()
             ctx.set_materialize_grads(False)
         if steps is None or not keep_steps:
             return None, h_last[:, :hidden]
