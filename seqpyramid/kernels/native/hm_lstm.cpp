@@ -9,10 +9,11 @@
 //   3. makes the four gates of a block of units, and from them c and h, while they are in the nearest cache,
 //   4. makes z~ by one product a row.
 //
-// The output module, which reads h of all layers, is a pass of its own over all rows of all steps.
+// The output module, which reads h of all layers, is a pass of its own (output_module.h).
 //
 // The backward pass goes through the same lists from the end. Where a boundary is 0, so is a part of X, and the order
-// of the rows lets the products leave it out; where a row copies, all four gates' gradients are 0.
+// of the rows lets the products leave it out; where a row copies, all four gates' gradients are 0. Where only few rows
+// do not copy, their shares of the weights' gradients wait for those of other steps.
 //
 // Layouts: X [row][padded K]; h and c [row][padded H]; gates [row][block][gate][width], see Layout.
 // Shapes: B batch, T steps, L layers, H units of a layer, K columns of X with the 1, V lanes.
@@ -20,12 +21,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "gates.h"
 #include "interface.h"
+#include "output_module.h"
 #include "parallel.h"
+#include "rows.h"
+#include "stream.h"
 #include "tile.h"
 #include "vector.h"
 
@@ -96,8 +99,8 @@ struct Weights {
     if (both)
       for (const Block& block : layout.blocks)
         for (long k = 0; k < K; ++k)
-          for (long n = 0; n < 4 * block.width; ++n)
-            backward.data()[(4 * block.unit + n) * stride + k] = forward.data()[panel(block) + k * 4 * block.width + n];
+          for (long n = 0; n < block.lanes(); ++n)
+            backward.data()[(block.gates() + n) * stride + k] = forward.data()[panel(block) + k * block.lanes() + n];
   }
 
   // Where the parts of X that the boundaries gate begin.
@@ -110,7 +113,7 @@ struct Weights {
   }
 
   // Where a block begins in `forward`.
-  long panel(const Block& block) const { return 4 * block.unit * K; }
+  long panel(const Block& block) const { return block.gates() * K; }
 
   // Call visit(number, row, k) for every number of `gates`, in the layout of `forward`, and of the row of z~.
   template <class Visit>
@@ -120,13 +123,9 @@ struct Weights {
   }
 };
 
-// Rows somewhere in memory.
+// From one row of a block's sums to the next.
 template <class T>
-struct Rows {
-  const T* data;
-  long stride;
-  const T* operator[](long row) const { return data + row * stride; }
-};
+constexpr long SUMS_STRIDE = GATES * LANES<T>;
 
 // What a row of the slice does at one step: the boundaries, and by them the weights of (2).
 template <class T>
@@ -135,37 +134,6 @@ struct Mix {
   T own, below;            // z of the layer itself one step before, z of the layer below
   T change, update, keep;  // 1 - COPY, UPDATE, COPY
 };
-
-template <class T>
-T dot(const T* a, const T* b, long n) {
-  Vector<T> sums{};
-  long i = 0;
-  for (; i + LANES<T> <= n; i += LANES<T>) sums += load(a + i) * load(b + i);
-  T sum = sum_lanes<T>(sums);
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-// to = factor * from
-template <class T>
-void scale(T* to, T factor, const T* from, long n) {
-  long i = 0;
-  for (; i + LANES<T> <= n; i += LANES<T>) store(to + i, factor * load(from + i));
-  for (; i < n; ++i) to[i] = factor * from[i];
-}
-
-// to += factor * from
-template <class T>
-void add(T* to, T factor, const T* from, long n) {
-  long i = 0;
-  for (; i + LANES<T> <= n; i += LANES<T>) store(to + i, load(to + i) + factor * load(from + i));
-  for (; i < n; ++i) to[i] += factor * from[i];
-}
-
-template <class T>
-void copy(T* to, const T* from, long n) {
-  std::memcpy(to, from, size_t(n) * sizeof(T));
-}
 
 // Row `row` of step t in an array (T, B, stride).
 template <class T, class Data>
@@ -230,18 +198,18 @@ struct Worker {
     return each;
   }
 
-  Rows<T> x(long t) const {
+  Rows<const T> x(long t) const {
     return {static_cast<const T*>(call.x) + first * call.x_row + t * call.x_step, call.x_row};
   }
 
   // List the rows that go on. With `all`, the gates of a row that copies are needed, too: the gradient of having
   // chosen COPY meets i g, which COPY does not.
-  void list(long t, Rows<T> own, Rows<T> below, bool all) {
+  void list(long t, Rows<const T> own, Rows<const T> below, bool all) {
     going.clear();
     const auto append = [&](bool flushes, bool open) {
       for (long row = 0; row < count; ++row) {
         if (t >= call.lengths[first + row]) continue;
-        const T z = *own[row], z_below = below.data ? *below[row] : T(1);
+        const T z = *own.at(row), z_below = below ? *below.at(row) : T(1);
         if ((z != 0) != flushes || (z_below != 0) != open) continue;
         const T keep = (1 - z) * (1 - z_below);
         going.push_back({row, z, z_below, 1 - keep, (1 - z) * z_below, keep});
@@ -255,16 +223,29 @@ struct Worker {
     working = all ? long(going.size()) : moving;
   }
 
-  void gather(long l, Rows<T> own, Rows<T> above, Rows<T> below) {
+  // The rows' own h, in the first columns of X.
+  void gather_own(long l, long rows, Rows<const T> own) {
     const Weights<T>& w = problem.weights[l];
-    T* row = X[l].data();
-    for (const Mix<T>& mix : going) {
-      copy(row, own[mix.row], w.layout.hidden);
-      row[w.layout.hidden] = 1;
-      if (w.above) scale(row + w.above_column(), mix.own, above[mix.row], w.above);
-      scale(row + w.below_column(), mix.below, below[mix.row], w.below);
-      row += w.stride;
-    }
+    for (long n = 0; n < rows; ++n) copy(X[l].data() + n * w.stride, own.at(going[n].row), w.layout.hidden);
+  }
+
+  // The other columns of row n.
+  void gather_others(long l, long n, Rows<const T> above, Rows<const T> below) {
+    const Weights<T>& w = problem.weights[l];
+    const Mix<T>& mix = going[n];
+    T* row = X[l].data() + n * w.stride;
+    row[w.layout.hidden] = 1;
+    put_scaled(row + w.above_column(), mix.own, above.at(mix.row), w.above);
+    put_scaled(row + w.below_column(), mix.below, below.at(mix.row), w.below);
+  }
+
+ private:
+  // What a closed boundary hides is not even looked at.
+  static void put_scaled(T* to, T boundary, const T* from, long n) {
+    if (boundary == 0)
+      std::fill_n(to, n, T(0));
+    else
+      scale(to, boundary, from, n);
   }
 };
 
@@ -273,15 +254,16 @@ struct Forward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
   using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
   using Worker<T>::X;
+  static constexpr long SUMS = SUMS_STRIDE<T>;
   std::vector<Buffer<T>> h, c;
   Buffer<T> z, x_z;  // [row][layer]
   Buffer<T> sums;    // [row][gate][width] of one block
 
   explicit Forward(const Problem<T>& p)
       : Worker<T>(p), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)), x_z(size_t(SLICE_ROWS * L)),
-        sums(size_t(SLICE_ROWS * 4 * LANES<T>)) {}
+        sums(size_t(SLICE_ROWS * SUMS)) {}
 
-  Rows<T> of(const std::vector<Buffer<T>>& state, long l) const {
+  Rows<const T> of(const std::vector<Buffer<T>>& state, long l) const {
     return {state[l].data(), problem.weights[l].layout.states};
   }
 
@@ -291,12 +273,13 @@ struct Forward : Worker<T> {
       for (long l = 0; l < L; ++l) step(t, l);
       for (long row = 0; row < count; ++row)
         for (long l = 0; l < L; ++l)
-          copy(at_step<T>(call, call.h, t, first + row, problem.outputs) + problem.offset[l], of(h, l)[row],
+          copy(at_step<T>(call, call.h, t, first + row, problem.outputs) + problem.offset[l], of(h, l).at(row),
                problem.weights[l].layout.hidden);
       copy(at_step<T>(call, call.z, t, first, L), z.data(), count * L);
       if (call.x_z) copy(at_step<T>(call, call.x_z, t, first, L), x_z.data(), count * L);
     }
     for (long l = 0; l < L; ++l) finish(l);
+    end_stream();
   }
 
   void start(long l) {
@@ -315,8 +298,8 @@ struct Forward : Worker<T> {
     const LayerCall& layer = call.layer[l];
     const long H = problem.weights[l].layout.hidden;
     for (long row = 0; row < count; ++row) {
-      copy(at_step<T>(call, layer.last_h, 0, first + row, H), of(h, l)[row], H);
-      copy(at_step<T>(call, layer.last_c, 0, first + row, H), of(c, l)[row], H);
+      copy(at_step<T>(call, layer.last_h, 0, first + row, H), of(h, l).at(row), H);
+      copy(at_step<T>(call, layer.last_c, 0, first + row, H), of(c, l).at(row), H);
       *at_step<T>(call, layer.last_z, 0, first + row, 1) = z.data()[row * L + l];
     }
   }
@@ -325,8 +308,11 @@ struct Forward : Worker<T> {
     const LayerCall& layer = call.layer[l];
     const Weights<T>& w = problem.weights[l];
     T* own = z.data() + l;
-    this->list(t, {own, L}, l ? Rows<T>{own - 1, L} : Rows<T>{nullptr, 0}, layer.gates && call.choice);
-    this->gather(l, of(h, l), of(h, w.above ? l + 1 : l), l ? of(h, l - 1) : this->x(t));
+    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0}, layer.gates && call.choice);
+    const Rows<const T> above = of(h, w.above ? l + 1 : l), below = l ? of(h, l - 1) : this->x(t);
+    const long read = w.has_boundary ? long(going.size()) : working;
+    this->gather_own(l, read, of(h, l));
+    for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
     T* kept = layer.gates ? at_step<T>(call, layer.gates, t, first, w.layout.stride) : nullptr;
     for (const Block& block : w.layout.blocks) advance(l, block, kept);
     if (w.has_boundary)
@@ -336,7 +322,7 @@ struct Forward : Worker<T> {
         own[going[n].row * L] = problem.boundary(x);
       }
     if (layer.cells)
-      copy(at_step<T>(call, layer.cells, t, first, w.layout.states), c[l].data(), count * w.layout.states);
+      copy_past(at_step<T>(call, layer.cells, t, first, w.layout.states), c[l].data(), count * w.layout.states);
   }
 
   // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
@@ -344,34 +330,60 @@ struct Forward : Worker<T> {
   // beside the constants of exp, GCC would not keep its sums on registers.
   void advance(long l, const Block& block, T* kept) {
     const Weights<T>& w = problem.weights[l];
-    constexpr long stride = 4 * LANES<T>;
-    std::fill_n(sums.data(), working * stride, T(0));
+    std::fill_n(sums.data(), working * SUMS, T(0));
     const auto add_part = [&](long from, long to, long column, long depth) {
-      add_product<T>(to - from, 4 * block.width / LANES<T>, depth, X[l].data() + from * w.stride + column, w.stride, 1,
-                     w.forward.data() + w.panel(block) + column * 4 * block.width, 4 * block.width,
-                     sums.data() + from * stride, stride);
+      add_product<T>(to - from, block.lanes() / LANES<T>, depth, X[l].data() + from * w.stride + column, w.stride, 1,
+                     w.forward.data() + w.panel(block) + column * block.lanes(), block.lanes(),
+                     sums.data() + from * SUMS, SUMS);
     };
     add_part(0, working, 0, w.above_column());
     add_part(above_from, moving, w.above_column(), w.above);
     add_part(0, below_to, w.below_column(), w.below);
-    for (long n = 0; n < working; ++n) {
-      const Mix<T>& mix = going[n];
-      const T* gate = sums.data() + n * stride;
-      const Vector<T> i = sigmoid<T>(load(gate)), f = sigmoid<T>(load(gate + block.width));
-      const Vector<T> o = sigmoid<T>(load(gate + 3 * block.width));
-      const Vector<T> g = tanh<T>(load(gate + 2 * block.width));
+    long row = 0;
+    for (; row + 2 <= working; row += 2) open_gates<2>(l, block, row, kept);
+    if (row < working) open_gates<1>(l, block, row, kept);
+    for_row_tiles(working, [&](auto tile, long from) { put_out<decltype(tile)::value>(l, block, from); });
+  }
+
+  // The gates of R rows, and with them c. What is kept of a whole block goes past the caches: the backward pass is far.
+  template <int R>
+  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, long from, T* kept) {
+    const Layout<T>& layout = problem.weights[l].layout;
+    const bool past = block.width == LANES<T> && can_stream(kept);
+    Vector<T> gate[R * GATES];
+    SEQPYRAMID_UNROLL
+    for (int k = 0; k < R * GATES; ++k)
+      gate[k] = load(sums.data() + (from + k / GATES) * SUMS + k % GATES * block.width);
+    squash<T, 0b01000100>(gate);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vector<T>* const own = gate + r * GATES;
       if (kept) {
-        T* row = kept + n * w.layout.stride + 4 * block.unit;
-        store<T>(row, i);
-        store<T>(row + block.width, f);
-        store<T>(row + 2 * block.width, g);
-        store<T>(row + 3 * block.width, o);
+        T* to = kept + (from + r) * layout.stride + block.gates();
+        for (int k = 0; k < GATES; ++k, to += block.width) past ? stream(to, own[k]) : store(to, own[k]);
       }
-      T* h_row = h[l].data() + mix.row * w.layout.states + block.unit;
-      T* c_row = c[l].data() + mix.row * w.layout.states + block.unit;
-      const Vector<T> after = mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row);
-      store<T>(c_row, after);
-      store<T>(h_row, mix.keep * load(h_row) + mix.change * (o * tanh<T>(after)));
+      const Vector<T> i = own[0], f = own[1], g = own[2], o = own[3];
+      const Mix<T>& mix = going[from + r];
+      T* c_row = c[l].data() + mix.row * layout.states + block.unit;
+      store<T>(c_row, mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row));
+      store(sums.data() + (from + r) * SUMS, o);
+    }
+  }
+
+  // h of R rows, from c and the o that open_gates left.
+  template <int R>
+  SEQPYRAMID_INLINE void put_out(long l, const Block& block, long from) {
+    const long stride = problem.weights[l].layout.states;
+    Vector<T> squashed[R];
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) squashed[r] = load(c[l].data() + going[from + r].row * stride + block.unit);
+    squash<T, 0b11111111>(squashed);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Mix<T>& mix = going[from + r];
+      T* h_row = h[l].data() + mix.row * stride + block.unit;
+      const Vector<T> o = load(sums.data() + (from + r) * SUMS);
+      store<T>(h_row, mix.keep * load(h_row) + mix.change * (o * squashed[r]));
     }
   }
 };
@@ -391,39 +403,61 @@ struct Choice {
   Vector<T> copy, update, flush;
 };
 
+// Rows of a layer whose shares of the weights' gradients are still to be added: a few at a time would cost as much as
+// many, since all the sums are read and written for them.
+template <class T>
+struct Waiting {
+  long rows = 0;
+  Buffer<T> X, d_gates;  // as the step had them; [block][row][gate][width]
+
+  explicit Waiting(const Weights<T>& w)
+      : X(size_t(SLICE_ROWS * w.stride)), d_gates(size_t(SLICE_ROWS * w.layout.gates)) {}
+
+  T* d_gates_of(const Block& block) const { return d_gates.data() + block.gates() * SLICE_ROWS; }
+};
+
 template <class T>
 struct Backward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
   using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
   using Worker<T>::X;
+  static constexpr long SUMS = SUMS_STRIDE<T>;
   // d_h, d_c and d_z of a layer stand at step t until the layer is done with it, and at step t - 1 from then on.
   std::vector<Buffer<T>> first_c, d_h, d_c, d_X;
   Buffer<T> d_z;      // [row][layer]
   Buffer<T> d_gates;  // [row][gate][width] of one block
   std::vector<Choice<T>> choices;
+  std::vector<T> d_x_z;  // of the rows that go on
   std::vector<WeightGradient<T>> sums;
+  std::vector<Waiting<T>> waiting;
 
   explicit Backward(const Problem<T>& p)
       : Worker<T>(p), first_c(this->states()), d_h(this->states()), d_c(this->states()), d_z(size_t(SLICE_ROWS * L)),
-        d_gates(size_t(SLICE_ROWS * 4 * LANES<T>)), choices(SLICE_ROWS) {
+        d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
     for (const Weights<T>& w : problem.weights) {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
       sums.emplace_back(w);
+      waiting.emplace_back(w);
     }
   }
 
   // h, c and z after step t; after step -1 they are the first state.
-  Rows<T> h(long t, long l) const {
+  Rows<const T> h(long t, long l) const {
     const long H = problem.weights[l].layout.hidden;
     if (t < 0) return {at_step<T const>(call, call.layer[l].first_h, 0, first, H), H};
     return {at_step<T const>(call, call.h, t, first, problem.outputs) + problem.offset[l], problem.outputs};
   }
-  Rows<T> c(long t, long l) const {
+  Rows<const T> c(long t, long l) const {
     const long stride = problem.weights[l].layout.states;
     if (t < 0) return {first_c[l].data(), stride};
     return {at_step<T const>(call, call.layer[l].cells, t, first, stride), stride};
   }
-  Rows<T> z(long t, long l) const {
+  // In the order of the list.
+  Rows<const T> gates_at(long t, long l) const {
+    const long stride = problem.weights[l].layout.stride;
+    return {at_step<T const>(call, call.layer[l].gates, t, first, stride), stride};
+  }
+  Rows<const T> z(long t, long l) const {
     if (t < 0) return {at_step<T const>(call, call.layer[l].first_z, 0, first, 1), 1};
     return {at_step<T const>(call, call.z, t, first, L) + l, L};
   }
@@ -440,7 +474,10 @@ struct Backward : Worker<T> {
       }
       for (long l = L - 1; l >= 0; --l) step(t, l);
     }
-    for (long l = 0; l < L; ++l) finish(l);
+    for (long l = 0; l < L; ++l) {
+      add_waiting(l);
+      finish(l);
+    }
   }
 
   void start(long l) {
@@ -468,87 +505,170 @@ struct Backward : Worker<T> {
 
   void step(long t, long l) {
     const Weights<T>& w = problem.weights[l];
-    const Rows<T> above = h(t - 1, w.above ? l + 1 : l), below = l ? h(t, l - 1) : this->x(t);
-    this->list(t, z(t - 1, l), l ? z(t, l - 1) : Rows<T>{nullptr, 0}, call.choice);
-    this->gather(l, h(t - 1, l), above, below);
+    const Rows<const T> above = h(t - 1, w.above ? l + 1 : l), below = l ? h(t, l - 1) : this->x(t);
+    this->list(t, z(t - 1, l), l ? z(t, l - 1) : Rows<const T>{nullptr, 0}, call.choice);
+    for (long n = 0; n < moving; ++n) announce(gates_at(t, l).at(n), c(t - 1, l).at(going[n].row));
+    this->gather_own(l, long(going.size()), h(t - 1, l));
     for (long n = 0; n < long(going.size()); ++n) {
-      const long row = going[n].row;
-      T d_x_z = 0;
-      if (w.has_boundary) {
-        T& d = d_z.data()[row * L + l];
-        d_x_z = d * problem.boundary_slope(at_step<T>(call, call.x_z, t, first + row, L)[l]);
-        d = 0;
-        add(sums[l].boundary.data(), d_x_z, X[l].data() + n * w.stride, w.stride);
-      }
-      scale(d_X[l].data() + n * w.stride, d_x_z, w.boundary.data(), w.stride);
       choices[n] = Choice<T>{};
+      d_x_z[n] = boundary_gradient(t, l, going[n].row);
+      if (!has_sources(n)) continue;
+      this->gather_others(l, n, above, below);
+      scale(d_X[l].data() + n * w.stride, d_x_z[n], w.boundary.data(), w.stride);
+      if (w.has_boundary) add(sums[l].boundary.data(), d_x_z[n], X[l].data() + n * w.stride, w.stride);
     }
+    if (moving > 0) go_back(t, l);
+    for (long n = moving; n < working; ++n) weigh(t, l, n);
+    for (long n = 0; n < long(going.size()); ++n) hand_on(t, l, n, above, below);
+  }
+
+  // Take the moving rows back through the gates: d_X, and the sums of the weights' gradients.
+  void go_back(long t, long l) {
+    const Weights<T>& w = problem.weights[l];
+    const long vectors = padded<T>(l || call.d_x ? w.K : w.below_column()) / LANES<T>;
+    const bool few = 2 * moving <= SLICE_ROWS;
+    if (few && waiting[l].rows + moving > SLICE_ROWS) add_waiting(l);
     for (const Block& block : w.layout.blocks) {
-      differentiate(t, l, block);
-      constexpr long stride = 4 * LANES<T>;
-      add_product<T>(moving, padded<T>(l || call.d_x ? w.K : w.below_column()) / LANES<T>, 4 * block.width,
-                     d_gates.data(), stride, 1, w.backward.data() + 4 * block.unit * w.stride, w.stride,
-                     d_X[l].data(), w.stride);
+      for_row_tiles(moving, [&](auto tile, long row) { differentiate<decltype(tile)::value>(t, l, block, row); });
+      add_product<T>(moving, vectors, block.lanes(), d_gates.data(), SUMS, 1,
+                     w.backward.data() + block.gates() * w.stride, w.stride, d_X[l].data(), w.stride);
+      if (few) {
+        keep_waiting(l, block);
+        continue;
+      }
       const auto add_part = [&](long from, long to, long column, long columns) {
-        add_product<T>(columns, 4 * block.width / LANES<T>, to - from, X[l].data() + from * w.stride + column, 1,
-                       w.stride, d_gates.data() + from * stride, stride,
-                       sums[l].gates.data() + w.panel(block) + column * 4 * block.width, 4 * block.width);
+        if (from < to)
+          add_product<T>(columns, block.lanes() / LANES<T>, to - from, X[l].data() + from * w.stride + column, 1,
+                         w.stride, d_gates.data() + from * SUMS, SUMS,
+                         sums[l].gates.data() + w.panel(block) + column * block.lanes(), block.lanes());
       };
       add_part(0, moving, 0, w.above_column());
       add_part(above_from, moving, w.above_column(), w.above);
       add_part(0, below_to, w.below_column(), w.below);
     }
-    for (long n = 0; n < long(going.size()); ++n) hand_on(t, l, n, above, below);
+    if (few) waiting[l].rows += moving;
   }
 
-  // Make the gradients of one block's four sums, and take d_h and d_c of the layer's own path back by one step.
-  void differentiate(long t, long l, const Block& block) {
+  // Put the moving rows' part of one block behind those that wait.
+  void keep_waiting(long l, const Block& block) {
     const Weights<T>& w = problem.weights[l];
-    const Rows<T> before = c(t - 1, l), after = c(t, l);
-    const T* kept = at_step<T>(call, call.layer[l].gates, t, first, w.layout.stride) + 4 * block.unit;
-    for (long n = 0; n < working; ++n, kept += w.layout.stride) {
+    const long from = waiting[l].rows;
+    if (block.unit == 0) copy(waiting[l].X.data() + from * w.stride, X[l].data(), moving * w.stride);
+    T* to = waiting[l].d_gates_of(block) + from * block.lanes();
+    for (long n = 0; n < moving; ++n) copy(to + n * block.lanes(), d_gates.data() + n * SUMS, block.lanes());
+  }
+
+  void add_waiting(long l) {
+    const Weights<T>& w = problem.weights[l];
+    for (const Block& block : w.layout.blocks)
+      add_product<T>(w.K, block.lanes() / LANES<T>, waiting[l].rows, waiting[l].X.data(), 1, w.stride,
+                     waiting[l].d_gates_of(block), block.lanes(), sums[l].gates.data() + w.panel(block), block.lanes());
+    waiting[l].rows = 0;
+  }
+
+  // The gradient of a row's z~, which is then done with.
+  T boundary_gradient(long t, long l, long row) {
+    if (!problem.weights[l].has_boundary) return 0;
+    T& d = d_z.data()[row * L + l];
+    const T gradient = d * problem.boundary_slope(at_step<T>(call, call.x_z, t, first + row, L)[l]);
+    d = 0;
+    return gradient;
+  }
+
+  // Whether anything of the sums that made row n, and so d_X, has a gradient.
+  bool has_sources(long n) const { return n < moving || d_x_z[n] != 0; }
+
+  // Tell memory what is wanted soon of one row and block.
+  SEQPYRAMID_INLINE static void announce(const T* gates, const T* c_before) {
+    for (int k = 0; k < GATES; ++k) __builtin_prefetch(gates + k * LANES<T>, 0, 2);
+    __builtin_prefetch(c_before, 0, 2);
+  }
+
+  // Make the gradients of one block's four sums for R rows, and take d_h and d_c of the layer's own path back by one
+  // step. The next block has the time of the products to come from memory.
+  template <int R>
+  SEQPYRAMID_INLINE void differentiate(long t, long l, const Block& block, long from) {
+    const Weights<T>& w = problem.weights[l];
+    const Rows<const T> before = c(t - 1, l), after = c(t, l), gates = gates_at(t, l);
+    const long width = block.width;
+    Vector<T> squashed[R];
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) squashed[r] = load(after.at(going[from + r].row) + block.unit);
+    squash<T, 0b11111111>(squashed);
+    for (int r = 0; r < R; ++r) {
+      const long n = from + r;
       const Mix<T>& mix = going[n];
-      const Vector<T> i = load(kept), f = load(kept + block.width), g = load(kept + 2 * block.width),
-                      o = load(kept + 3 * block.width);
+      const T *kept = gates.at(n) + block.gates(), *c_row = before.at(mix.row) + block.unit;
+      announce(kept + block.lanes(), c_row + width);
+      const Vector<T> i = load(kept), f = load(kept + width), g = load(kept + 2 * width), o = load(kept + 3 * width);
       T* d_h_row = d_h[l].data() + mix.row * w.layout.states + block.unit;
       T* d_c_row = d_c[l].data() + mix.row * w.layout.states + block.unit;
-      const Vector<T> c_before = load(before[mix.row] + block.unit);
-      const Vector<T> squashed = tanh<T>(load(after[mix.row] + block.unit));
+      const Vector<T> c_before = load(c_row), tanh_c = squashed[r];
       const Vector<T> dh = load(d_h_row), d_new = mix.change * dh;
-      const Vector<T> dc = load(d_c_row) + d_new * o * (T(1) - squashed * squashed), d_ig = mix.change * dc;
-      T* d = d_gates.data() + n * 4 * LANES<T>;
+      const Vector<T> dc = load(d_c_row) + d_new * o * (T(1) - tanh_c * tanh_c), d_ig = mix.change * dc;
+      T* d = d_gates.data() + n * SUMS;
       store<T>(d, d_ig * g * i * (T(1) - i));
-      store<T>(d + block.width, mix.update * dc * c_before * f * (T(1) - f));
-      store<T>(d + 2 * block.width, d_ig * i * (T(1) - g * g));
-      store<T>(d + 3 * block.width, d_new * squashed * o * (T(1) - o));
+      store<T>(d + width, mix.update * dc * c_before * f * (T(1) - f));
+      store<T>(d + 2 * width, d_ig * i * (T(1) - g * g));
+      store<T>(d + 3 * width, d_new * tanh_c * o * (T(1) - o));
       store<T>(d_h_row, mix.keep * dh);
       store<T>(d_c_row, (mix.update * f + mix.keep) * dc);
       if (call.choice) {
         const Vector<T> h_before = load(X[l].data() + n * w.stride + block.unit);
         choices[n].copy += dc * c_before + dh * h_before;
         choices[n].update += dc * f * c_before;
-        choices[n].flush += dc * i * g + dh * o * squashed;
+        choices[n].flush += dc * i * g + dh * o * tanh_c;
       }
     }
   }
 
+  // What the boundaries learn from a row that copies, whose d_h and d_c stay. No product needs it, so it is taken from
+  // one end to the other, as it lies in memory.
+  void weigh(long t, long l, long n) {
+    const Layout<T>& layout = problem.weights[l].layout;
+    const long row = going[n].row;
+    const T* gates = gates_at(t, l).at(n);
+    const T *c_row = c(t, l).at(row), *h_row = X[l].data() + n * problem.weights[l].stride;
+    const T *d_h_row = d_h[l].data() + row * layout.states, *d_c_row = d_c[l].data() + row * layout.states;
+    for_row_tiles(long(layout.blocks.size()), [&](auto tile, long from) {
+      constexpr int COUNT = decltype(tile)::value;
+      Vector<T> squashed[COUNT];
+      SEQPYRAMID_UNROLL
+      for (int k = 0; k < COUNT; ++k) squashed[k] = load(c_row + (from + k) * LANES<T>);
+      squash<T, 0b11111111>(squashed);
+      SEQPYRAMID_UNROLL
+      for (int k = 0; k < COUNT; ++k) {
+        const Block& block = layout.blocks[size_t(from + k)];
+        const T* gate = gates + block.gates();
+        const Vector<T> i = load(gate), f = load(gate + block.width), g = load(gate + 2 * block.width);
+        const Vector<T> o = load(gate + 3 * block.width), same = load(c_row + block.unit);
+        const Vector<T> dh = load(d_h_row + block.unit), dc = load(d_c_row + block.unit);
+        choices[n].copy += dc * same + dh * load(h_row + block.unit);
+        choices[n].update += dc * f * same;
+        choices[n].flush += dc * i * g + dh * o * squashed[k];
+      }
+    });
+  }
+
   // Give the parts of a row of d_X to the states that they belong to, and to the boundaries that gated them.
-  void hand_on(long t, long l, long n, Rows<T> above, Rows<T> below) {
+  void hand_on(long t, long l, long n, Rows<const T> above, Rows<const T> below) {
     const Weights<T>& w = problem.weights[l];
     const Mix<T>& mix = going[n];
-    const T* own = d_X[l].data() + n * w.stride;
-    const T *to_above = own + w.above_column(), *to_below = own + w.below_column();
     const T by_copy = sum_lanes<T>(choices[n].copy), by_flush = sum_lanes<T>(choices[n].flush);
     const T by_update = sum_lanes<T>(choices[n].update) + by_flush;
     T* d_own = d_z.data() + mix.row * L + l;
-    add(d_h[l].data() + mix.row * w.layout.states, T(1), own, w.layout.hidden);
     *d_own += by_flush - mix.below * by_update - (1 - mix.below) * by_copy;
+    if (l) d_own[-1] += (1 - mix.own) * (by_update - by_copy);
+    if (!has_sources(n)) return;
+    const T* own = d_X[l].data() + n * w.stride;
+    const T *to_above = own + w.above_column(), *to_below = own + w.below_column();
+    add(d_h[l].data() + mix.row * w.layout.states, T(1), own, w.layout.hidden);
     if (w.above) {
-      *d_own += dot(to_above, above[mix.row], w.above);
+      *d_own += dot(to_above, above.at(mix.row), w.above);
       add(d_h[l + 1].data() + mix.row * problem.weights[l + 1].layout.states, mix.own, to_above, w.above);
     }
     if (l) {
-      d_own[-1] += (1 - mix.own) * (by_update - by_copy) + dot(to_below, below[mix.row], w.below);
+      d_own[-1] += dot(to_below, below.at(mix.row), w.below);
       add(d_h[l - 1].data() + mix.row * problem.weights[l - 1].layout.states, mix.below, to_below, w.below);
     } else if (call.d_x) {
       copy(static_cast<T*>(call.d_x) + ((first + mix.row) * call.steps + t) * w.below, to_below, w.below);
@@ -596,129 +716,6 @@ void backward(const Call& call) {
           },
           worker.sums[l].gates.data(), worker.sums[l].boundary.data());
     }
-}
-
-// The output module, row after row of h; its rows are all steps of all sequences.
-struct ReadCall {
-  int64_t size;
-  int64_t steps, batch, layers, outputs, embedded, threads;  // outputs: S, the sum of H; embedded: E
-  const int64_t* hidden;                                     // (L)
-  const void *h, *gates, *embedding;                         // (T, B, S), (L, S), (E, S)
-  void *g, *e;                                               // (T, B, L), null: keep nothing; (T, B, E)
-  const void* d_e;                                           // (T, B, E), the last axis contiguous
-  int64_t d_step, d_row;
-  void *d_h, *d_gates, *d_embedding;                         // as h, gates and embedding; the weights' zero on entry
-};
-
-template <class T>
-struct Reader {
-  const ReadCall& call;
-  const long S, E, L, wide, embedded;  // the last two: strides of rows of S and of E numbers
-  long first = 0;                      // row of the slice
-  Buffer<T> gated, d_gated, e, g;      // [row][wide], the same, [row][embedded], [row][padded L]
-  Buffer<T> d_gates, d_embedding;      // [L][wide], [S][embedded]
-
-  Reader(const ReadCall& c, bool back)
-      : call(c), S(c.outputs), E(c.embedded), L(c.layers), wide(padded<T>(S)), embedded(padded<T>(E)),
-        gated(size_t(SLICE_ROWS * wide)), d_gated(back ? size_t(SLICE_ROWS * wide) : 0),
-        e(size_t(SLICE_ROWS * embedded)), g(size_t(SLICE_ROWS * padded<T>(L))),
-        d_gates(back ? size_t(L * wide) : 0), d_embedding(back ? size_t(S * embedded) : 0) {}
-
-  const T* h(long row) const { return static_cast<const T*>(call.h) + (first + row) * S; }
-
-  void gate(long row, const T* g_row) {
-    for (long l = 0, at = 0; l < L; at += call.hidden[l++])
-      scale(gated.data() + row * wide + at, g_row[l], h(row) + at, call.hidden[l]);
-  }
-
-  // gates_in [S][padded L], embedding_in [S][embedded]
-  void forward(long count, const T* gates_in, const T* embedding_in) {
-    const long width = padded<T>(L);
-    std::fill_n(g.data(), count * width, T(0));
-    std::fill_n(e.data(), count * embedded, T(0));
-    add_product<T>(count, width / LANES<T>, S, h(0), S, 1, gates_in, width, g.data(), width);
-    for (long row = 0; row < count; ++row) {
-      T* g_row = g.data() + row * width;
-      for (long lane = 0; lane < width; lane += LANES<T>) store<T>(g_row + lane, sigmoid<T>(load(g_row + lane)));
-      gate(row, g_row);
-      if (call.g) copy(static_cast<T*>(call.g) + (first + row) * L, g_row, L);
-    }
-    add_product<T>(count, embedded / LANES<T>, S, gated.data(), wide, 1, embedding_in, embedded, e.data(), embedded);
-    for (long row = 0; row < count; ++row) {
-      const T* from = e.data() + row * embedded;
-      T* to = static_cast<T*>(call.e) + (first + row) * E;
-      for (long n = 0; n < E; ++n) to[n] = from[n] < 0 ? T(0) : from[n];  // a NaN stays one
-    }
-  }
-
-  // embedding_in [E][wide]
-  void backward(long count, const T* embedding_in) {
-    std::fill_n(d_gated.data(), count * wide, T(0));
-    for (long row = 0; row < count; ++row) {
-      const long n = first + row;
-      const T* d = static_cast<const T*>(call.d_e) + n / call.batch * call.d_step + n % call.batch * call.d_row;
-      const T* after = static_cast<const T*>(call.e) + n * E;
-      T* to = e.data() + row * embedded;
-      for (long k = 0; k < E; ++k) to[k] = after[k] > 0 ? d[k] : T(0);
-      gate(row, static_cast<const T*>(call.g) + n * L);
-    }
-    add_product<T>(count, wide / LANES<T>, E, e.data(), embedded, 1, embedding_in, wide, d_gated.data(), wide);
-    add_product<T>(S, embedded / LANES<T>, count, gated.data(), 1, wide, e.data(), embedded, d_embedding.data(),
-                   embedded);
-    for (long row = 0; row < count; ++row) {
-      const T *g_row = static_cast<const T*>(call.g) + (first + row) * L, *d = d_gated.data() + row * wide;
-      T* d_h = static_cast<T*>(call.d_h) + (first + row) * S;
-      for (long l = 0, at = 0; l < L; at += call.hidden[l++]) scale(d_h + at, g_row[l], d + at, call.hidden[l]);
-      for (long l = 0, at = 0; l < L; at += call.hidden[l++]) {
-        const T d_sum = dot(d + at, h(row) + at, call.hidden[l]) * g_row[l] * (1 - g_row[l]);
-        add(d_h, d_sum, static_cast<const T*>(call.gates) + l * S, S);
-        add(d_gates.data() + l * wide, d_sum, h(row), S);
-      }
-    }
-  }
-};
-
-// Run `pass(reader, rows)` over slices of rows, each thread over neighbouring ones; the readers.
-template <class T, class Pass>
-std::vector<Reader<T>> read_slices(const ReadCall& call, bool back, const Pass& pass) {
-  const long rows = call.steps * call.batch, slices = (rows + SLICE_ROWS - 1) / SLICE_ROWS;
-  const long threads = std::min(long(call.threads), slices);
-  std::vector<Reader<T>> readers;
-  for (long n = 0; n < threads; ++n) readers.emplace_back(call, back);
-  run_parallel(threads, [&](long n) {
-    for (long slice = slices * n / threads; slice < slices * (n + 1) / threads; ++slice) {
-      readers[n].first = slice * SLICE_ROWS;
-      pass(readers[n], std::min(SLICE_ROWS, rows - slice * SLICE_ROWS));
-    }
-  });
-  return readers;
-}
-
-template <class T>
-void read_forward(const ReadCall& call) {
-  const long S = call.outputs, E = call.embedded, L = call.layers;
-  Buffer<T> gates(size_t(S * padded<T>(L))), embedding(size_t(S * padded<T>(E)));
-  for (long k = 0; k < S; ++k) {
-    for (long l = 0; l < L; ++l) gates.data()[k * padded<T>(L) + l] = static_cast<const T*>(call.gates)[l * S + k];
-    for (long n = 0; n < E; ++n)
-      embedding.data()[k * padded<T>(E) + n] = static_cast<const T*>(call.embedding)[n * S + k];
-  }
-  read_slices<T>(call, false,
-                 [&](Reader<T>& reader, long count) { reader.forward(count, gates.data(), embedding.data()); });
-}
-
-template <class T>
-void read_backward(const ReadCall& call) {
-  const long S = call.outputs, E = call.embedded, L = call.layers, wide = padded<T>(S);
-  Buffer<T> embedding(size_t(E * wide));
-  for (long n = 0; n < E; ++n) copy(embedding.data() + n * wide, static_cast<const T*>(call.embedding) + n * S, S);
-  for (const Reader<T>& reader : read_slices<T>(
-           call, true, [&](Reader<T>& each, long count) { each.backward(count, embedding.data()); })) {
-    for (long l = 0; l < L; ++l) add(static_cast<T*>(call.d_gates) + l * S, T(1), reader.d_gates.data() + l * wide, S);
-    for (long n = 0; n < E; ++n)
-      for (long k = 0; k < S; ++k)
-        static_cast<T*>(call.d_embedding)[n * S + k] += reader.d_embedding.data()[k * padded<T>(E) + n];
-  }
 }
 
 // Say how wide a row of `cells` and of `gates` must be.
