@@ -19,7 +19,7 @@ from .busy import beside_busy, busy_table
 from .candidates import NAIVE, PLAIN, Setting, all_naive_forms, on_threads, plain, references, rows
 from .limit import best_rates, rate_line, share_table
 from .machine import cpu_seconds, header, share_of_others
-from .public import ADAPTERS, public_candidates
+from .public import add_public, public_candidates
 from .rounds import Pair, compare, measure, pair_table, parse_pairs, table
 from .untuned import AS_IT_COMES, Child, Order, as_torch_comes
 
@@ -132,13 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ROW=ROW",
         help="more pairs of the table's rows to compare, as hm_lstm='torch.nn.LSTM(1,100), three layers'",
     )
-    parser.add_argument(
-        "--public",
-        nargs="+",
-        default=[],
-        metavar="NAME[=FOLDER]",
-        help=f"public implementations, from the folder of a checkout or as installed: {', '.join(ADAPTERS)}",
-    )
+    add_public(parser)
     parser.add_argument(
         "--limit",
         action="store_true",

@@ -6,6 +6,7 @@ same head and the same step as everything else: zero the gradients, forward, cro
 brings its own head or step, the adapter says so. A new adapter is one module and one line of :data:`ADAPTERS`.
 """
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,17 @@ ADAPTERS: Mapping[str, Adapter] = {
     **{chang.name(cell): partial(chang.candidates, cell) for cell in chang.CELLS},
     **{ma.name(size): partial(ma.candidates, size) for size in ma.PYRAMIDS},
 }
+
+
+def add_public(parser: argparse.ArgumentParser) -> None:
+    """Add ``--public``."""
+    parser.add_argument(
+        "--public",
+        nargs="+",
+        default=[],
+        metavar="NAME[=FOLDER]",
+        help=f"public implementations, from the folder of a checkout or as installed: {', '.join(ADAPTERS)}",
+    )
 
 
 def public_candidates(

@@ -23,7 +23,7 @@ import torch
 from benchmarks.candidates import Candidate, Setting, on_threads, references, rows
 from benchmarks.command import add_models, add_numbers, command_parser, print_report
 from benchmarks.machine import header
-from benchmarks.public import ADAPTERS, public_candidates
+from benchmarks.public import add_public, public_candidates
 from seqpyramid.analysis.memory import resident_peak, restart_peak
 from seqpyramid.analysis.speed import ReferenceLSTM, synthetic_batch, training_step
 from seqpyramid.contracts import TaskSpec
@@ -163,13 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="pmnist", help="whose models (default: %(default)s)")
     add_models(parser, DEFAULT_MODELS, "its rows, beside torch.nn.LSTM")
     add_numbers(parser, batch=(128, "B, sequences"), time=(784, "T, steps of a sequence"))
-    parser.add_argument(
-        "--public",
-        nargs="+",
-        default=[],
-        metavar="NAME[=FOLDER]",
-        help=f"public implementations, from the folder of a checkout or as installed: {', '.join(ADAPTERS)}",
-    )
+    add_public(parser)
     return parser
 
 

@@ -37,15 +37,8 @@ struct Relu {
 };
 
 template <class Function>
-struct ElmanCell {
+struct ElmanCell : VectorCell {
   static constexpr long GATES = 1, SUMS = 1, PLANES = 0, SCRATCH = 1;
-
-  template <class T>
-  using Weights = StateWeights<T>;
-  template <class T>
-  using Gradients = StateGradients<T>;
-  template <class T>
-  using Work = NoWork<T>;
 
   template <class T>
   static void forward(const StateWeights<T>& w, const StepForward<T>& s, NoWork<T>&) {

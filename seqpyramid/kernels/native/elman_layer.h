@@ -277,6 +277,16 @@ struct NoWork {
   explicit NoWork(const StateWeights<T>&) {}
 };
 
+// What a cell has whose products all run on vectors.
+struct VectorCell {
+  template <class T>
+  using Weights = StateWeights<T>;
+  template <class T>
+  using Gradients = StateGradients<T>;
+  template <class T>
+  using Work = NoWork<T>;
+};
+
 constexpr int64_t MOST_STATE_SUMS = 64;  // of weights' gradients, before they are added up
 
 template <class T>

@@ -133,15 +133,8 @@ struct GruCell {
   }
 };
 
-struct ResetBeforeCell {
+struct ResetBeforeCell : VectorCell {
   static constexpr long GATES = 3, SUMS = 3, PLANES = 3, SCRATCH = 5;
-
-  template <class T>
-  using Weights = StateWeights<T>;
-  template <class T>
-  using Gradients = StateGradients<T>;
-  template <class T>
-  using Work = NoWork<T>;
 
   template <class T>
   static void forward(const StateWeights<T>& w, const StepForward<T>& s, NoWork<T>&) {

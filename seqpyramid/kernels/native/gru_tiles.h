@@ -16,6 +16,7 @@
 
 #include "elman_layer.h"
 #include "gates.h"
+#include "sources.h"
 #include "tiles.h"
 
 namespace seqpyramid {
@@ -149,37 +150,21 @@ struct GruWeights : StateWeights<T> {
 // Memory that steps work in.
 template <class T>
 struct GruWork {
-  long z_row = 0;
-  Buffer<T> z, a, d_sources;
-  Buffer<Bf16> left, transposed, da_left, da_right, dn_left, dn_right;  // pieces of z, z^T, da
+  Sources<T> sources;
+  Buffer<T> a, d_sources;
+  Buffer<Bf16> da_left, da_right, dn_left, dn_right;  // pieces of da
 
   explicit GruWork(const GruWeights<T>& w) {
     if constexpr (ON_TILES<T>) {
       if (!w.tiled) return;
       constexpr long GATE_LANES = 6 * TILE, CANDIDATE_LANES = 2 * TILE;
-      z_row = depth_blocks(w.depth()) * TILE_DEPTH;
-      z = Buffer<T>(size_t(TILED_ROWS * z_row));
+      sources = Sources<T>(w.hidden, w.inputs, w.hidden);
       a = Buffer<T>(size_t(2 * TILED_ROWS * GATES * TILE));
-      left = Buffer<Bf16>(size_t(TILED_ROWS * left_stride(w.depth())));
-      transposed = Buffer<Bf16>(size_t(w.source_tiles() * PIECES * TILE_SIZE));
       d_sources = Buffer<T>(size_t(TILED_ROWS * (w.width + padded<T>(w.inputs))));
       da_left = Buffer<Bf16>(size_t(2 * TILED_ROWS * left_stride(GATE_LANES)));
       dn_left = Buffer<Bf16>(size_t(2 * TILED_ROWS * left_stride(CANDIDATE_LANES)));
       da_right = Buffer<Bf16>(size_t(2 * PIECES * GATE_LANES * TILE_DEPTH));
       dn_right = Buffer<Bf16>(size_t(2 * PIECES * CANDIDATE_LANES * TILE_DEPTH));
-    }
-  }
-
-  // z of some rows.
-  void gather(const GruWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before) {
-    for (long row = 0; row < rows; ++row) {
-      T* const to = z.data() + row * z_row;
-      if (h_before)
-        std::copy_n(h_before.at(row), w.hidden, to);
-      else
-        std::fill_n(to, w.hidden, T(0));
-      to[w.hidden] = T(1);
-      std::copy_n(x.at(row), w.inputs, to + w.hidden + 1);
     }
   }
 };
@@ -269,9 +254,7 @@ template <class T>
 void gru_step_on_tiles(const GruWeights<T>& w, const StepForward<T>& s, GruWork<T>& work) {
   constexpr long V = LANES<T>;
   const Depth of_states{0, depth_blocks(w.hidden + 1)}, of_inputs{w.hidden / TILE_DEPTH, depth_blocks(w.depth())};
-  work.gather(w, s.rows, s.x, s.h_before);
-  for (long row = 0; row < s.rows; ++row)
-    split_row(w.depth(), work.z.data() + row * work.z_row, work.left.data() + row * left_stride(w.depth()));
+  work.sources.gather(s.rows, s.x, s.h_before);
   const auto sums = [&](const Block& block) { return work.a.data() + block.unit / V % 2 * TILED_ROWS * GATES * V; };
   const Block* done = nullptr;  // whose sums are there
   for (size_t k = 0; k < w.layout.blocks.size(); ++k) {
@@ -285,7 +268,7 @@ void gru_step_on_tiles(const GruWeights<T>& w, const StepForward<T>& s, GruWork<
       row += ROWS;
     };
     const auto sum = [&](const RightFactor<T>& factor, Depth depth, long gate) {
-      multiply(s.rows, work.left.data(), factor, depth, 0, factor.tiles(), sums(block) + gate * V, GATES * V, false,
+      multiply(s.rows, work.sources.left.data(), factor, depth, 0, factor.tiles(), sums(block) + gate * V, GATES * V, false,
                advance);
     };
     sum(w.gates[k], w.gates[k].depth(), 0);
@@ -370,8 +353,7 @@ void gru_step_backward_on_tiles(const GruWeights<T>& w, const StepBackward<T>& s
     }
   };
 
-  work.gather(w, s.rows, s.x, s.h_before);
-  split_transposed(s.rows, w.depth(), work.z.data(), work.z_row, work.transposed.data());
+  work.sources.gather_transposed(s.rows, s.x, s.h_before);
   // What is left to do before pair p goes into products: from `next` on, rows first.
   struct Progress {
     size_t block = 0;
@@ -404,7 +386,7 @@ void gru_step_backward_on_tiles(const GruWeights<T>& w, const StepBackward<T>& s
     };
     const auto add_weights = [&](long first, long last, const Buffer<Bf16>& right, long column, long end, T* to,
                                  long columns) {
-      add_product_over_rows(last - first, (end - column) / TILE, work.transposed.data() + first * PIECES * TILE_SIZE,
+      add_product_over_rows(last - first, (end - column) / TILE, work.sources.transposed.data() + first * PIECES * TILE_SIZE,
                             half(right, p) + column / TILE * PIECES * TILE_SIZE, to + column, columns, prepare);
     };
     if (s.dh_before || s.dx) add_sources(work.da_left, w.gates_back[p], d_sources, p > 0);

@@ -23,6 +23,7 @@
 #pragma once
 
 #include "gates.h"
+#include "sources.h"
 #include "tiles.h"
 
 namespace seqpyramid {
@@ -67,36 +68,19 @@ struct LstmWeights {
 template <class T>
 struct LstmWork {
   Buffer<T> da;  // of one block
-  // Of a product on tiles: z, its pieces by rows and transposed, a of one block, pieces of da, [dh', dx].
-  long z_row = 0, tiles = 0;
-  Buffer<T> z, a, d_sources;
-  Buffer<Bf16> left, transposed, da_left, da_right;
+  // Of a product on tiles: z, a of two blocks, [dh', dx], pieces of da of two blocks.
+  Sources<T> sources;
+  Buffer<T> a, d_sources;
+  Buffer<Bf16> da_left, da_right;
 
   LstmWork(const LstmWeights<T>& w, long rows) : da(size_t((rows * GATES + 1) * LANES<T>)) {
     if constexpr (ON_TILES<T>) {
       constexpr long BLOCK = GATES * TILE;
-      tiles = (w.depth() + TILE - 1) / TILE;
-      z_row = depth_blocks(w.depth()) * TILE_DEPTH;
-      z = Buffer<T>(size_t(TILED_ROWS * z_row));
+      sources = Sources<T>(w.hidden, w.inputs, w.hidden + w.inputs);
       a = Buffer<T>(size_t(2 * TILED_ROWS * BLOCK));
       d_sources = Buffer<T>(size_t(TILED_ROWS * (w.width + padded<T>(w.inputs))));
-      left = Buffer<Bf16>(size_t(TILED_ROWS * left_stride(w.depth())));
-      transposed = Buffer<Bf16>(size_t(tiles * PIECES * TILE_SIZE));
       da_left = Buffer<Bf16>(size_t(2 * TILED_ROWS * left_stride(BLOCK)));
       da_right = Buffer<Bf16>(size_t(2 * GATES * PIECES * TILE_SIZE));
-    }
-  }
-
-  // z of some rows.
-  void gather(const LstmWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before) {
-    for (long row = 0; row < rows; ++row) {
-      T* const to = z.data() + row * z_row;
-      if (h_before)
-        std::copy_n(h_before.at(row), w.hidden, to);
-      else
-        std::fill_n(to, w.hidden, T(0));
-      std::copy_n(x.at(row), w.inputs, to + w.hidden);
-      to[w.hidden + w.inputs] = T(1);
     }
   }
 };
@@ -171,9 +155,7 @@ template <class T>
 void lstm_step_on_tiles(const LstmWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before,
                         Rows<const T> c_before, Rows<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
   constexpr long V = LANES<T>;
-  work.gather(w, rows, x, h_before);
-  for (long row = 0; row < rows; ++row)
-    split_row(w.depth(), work.z.data() + row * work.z_row, work.left.data() + row * left_stride(w.depth()));
+  work.sources.gather(rows, x, h_before);
   const auto sums = [&](const Block& block) { return work.a.data() + block.unit / V % 2 * TILED_ROWS * GATES * V; };
   const Block* done = nullptr;  // whose sums are there
   for (const Block& block : w.layout.blocks) {
@@ -185,7 +167,7 @@ void lstm_step_on_tiles(const LstmWeights<T>& w, long rows, Rows<const T> x, Row
       row += 2;
     };
     const long tile = block.gates() / TILE;
-    multiply(rows, work.left.data(), w.sources, w.sources.depth(), tile, tile + block.lanes() / TILE, sums(block),
+    multiply(rows, work.sources.left.data(), w.sources, w.sources.depth(), tile, tile + block.lanes() / TILE, sums(block),
              GATES * V, false, advance);
     if (done) advance_from<T, 4>(*done, sums(*done), c_before, gates, h, c, row, rows);
     done = &block;
@@ -341,8 +323,7 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
     clear_pairs(pairs, w.layout.blocks[k].lanes(), right(k));
   };
 
-  work.gather(w, rows, x, h_before);
-  split_transposed(rows, w.depth(), work.z.data(), work.z_row, work.transposed.data());
+  work.sources.gather_transposed(rows, x, h_before);
   finish(0, 0);
   for (size_t k = 0; k < w.layout.blocks.size(); ++k) {
     const Block& block = w.layout.blocks[k];
@@ -354,7 +335,7 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
     };
     multiply(rows, left(k), transposed.sources[k], transposed.sources[k].depth(), 0, width / TILE, d_sources, width,
              k > 0, prepare);
-    add_product_over_rows(work.tiles, block.lanes() / TILE, work.transposed.data(), right(k), sums.at(block, 0),
+    add_product_over_rows(work.sources.tiles(), block.lanes() / TILE, work.sources.transposed.data(), right(k), sums.at(block, 0),
                           block.lanes(), prepare);
     if (k + 1 < w.layout.blocks.size()) finish(k + 1, pair);
   }

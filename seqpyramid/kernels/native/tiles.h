@@ -144,6 +144,23 @@ struct Nothing {
   void operator()() const {}
 };
 
+// Tiles 0 to 3 (two rows of two) from memory, and back.
+template <int ROWS, int COLUMNS>
+SEQPYRAMID_INLINE void load_sums(const float* c, long c_row) {
+  _tile_loadd(0, c, c_row * 4);
+  if constexpr (COLUMNS == 2) _tile_loadd(1, c + TILE, c_row * 4);
+  if constexpr (ROWS == 2) _tile_loadd(2, c + TILE * c_row, c_row * 4);
+  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_loadd(3, c + TILE * c_row + TILE, c_row * 4);
+}
+
+template <int ROWS, int COLUMNS>
+SEQPYRAMID_INLINE void store_sums(float* c, long c_row) {
+  _tile_stored(0, c, c_row * 4);
+  if constexpr (COLUMNS == 2) _tile_stored(1, c + TILE, c_row * 4);
+  if constexpr (ROWS == 2) _tile_stored(2, c + TILE * c_row, c_row * 4);
+  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_stored(3, c + TILE * c_row + TILE, c_row * 4);
+}
+
 // The six products of pieces: tiles 0 to 3 (two rows of two) += tiles 4 and 5 times 6 and 7.
 template <int ROWS, int COLUMNS, class LoadLeft, class LoadRight, class Meanwhile>
 SEQPYRAMID_INLINE void multiply_pieces(LoadLeft&& load_left, LoadRight&& load_right, Meanwhile& meanwhile) {
@@ -167,10 +184,7 @@ void multiply_tiles(const RightFactor<float>& right, Depth depth, long tile, con
                     long c_row, bool add, Meanwhile& meanwhile) {
   memory_is_written();
   if (add) {
-    _tile_loadd(0, c, c_row * 4);
-    if constexpr (COLUMNS == 2) _tile_loadd(1, c + TILE, c_row * 4);
-    if constexpr (ROWS == 2) _tile_loadd(2, c + TILE * c_row, c_row * 4);
-    if constexpr (ROWS == 2 && COLUMNS == 2) _tile_loadd(3, c + TILE * c_row + TILE, c_row * 4);
+    load_sums<ROWS, COLUMNS>(c, c_row);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -190,10 +204,7 @@ void multiply_tiles(const RightFactor<float>& right, Depth depth, long tile, con
           if constexpr (COLUMNS == 2) _tile_loadd(7, b + (p * COLUMNS + 1) * TILE_SIZE, 64);
         },
         meanwhile);
-  _tile_stored(0, c, c_row * 4);
-  if constexpr (COLUMNS == 2) _tile_stored(1, c + TILE, c_row * 4);
-  if constexpr (ROWS == 2) _tile_stored(2, c + TILE * c_row, c_row * 4);
-  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_stored(3, c + TILE * c_row + TILE, c_row * 4);
+  store_sums<ROWS, COLUMNS>(c, c_row);
   memory_is_written();
 }
 
@@ -300,10 +311,7 @@ inline void clear_pairs(long pair, long columns, Bf16* right) {
 template <int ROWS, int COLUMNS, class Meanwhile>
 void add_over_rows(const Bf16* left, const Bf16* right, float* c, long c_row, Meanwhile& meanwhile) {
   memory_is_written();
-  _tile_loadd(0, c, c_row * 4);
-  if constexpr (COLUMNS == 2) _tile_loadd(1, c + TILE, c_row * 4);
-  if constexpr (ROWS == 2) _tile_loadd(2, c + TILE * c_row, c_row * 4);
-  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_loadd(3, c + TILE * c_row + TILE, c_row * 4);
+  load_sums<ROWS, COLUMNS>(c, c_row);
   multiply_pieces<ROWS, COLUMNS>(
       [&](int p) {
         _tile_loadd(4, left + p * TILE_SIZE, 64);
@@ -314,10 +322,7 @@ void add_over_rows(const Bf16* left, const Bf16* right, float* c, long c_row, Me
         if constexpr (COLUMNS == 2) _tile_loadd(7, right + (PIECES + p) * TILE_SIZE, 64);
       },
       meanwhile);
-  _tile_stored(0, c, c_row * 4);
-  if constexpr (COLUMNS == 2) _tile_stored(1, c + TILE, c_row * 4);
-  if constexpr (ROWS == 2) _tile_stored(2, c + TILE * c_row, c_row * 4);
-  if constexpr (ROWS == 2 && COLUMNS == 2) _tile_stored(3, c + TILE * c_row + TILE, c_row * 4);
+  store_sums<ROWS, COLUMNS>(c, c_row);
   memory_is_written();
 }
 
