@@ -2,6 +2,7 @@
 
 import ast
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,16 @@ LEVELS = [
     for level in library.runnable_levels(library.processor_flags(), platform.machine())
     if library.library_file(level).exists()
 ]
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+EMULATED = [
+    level
+    for level in ("x86_64_amx",)
+    if COMPILER
+    and "x86_64_v3" in LEVELS
+    and level not in LEVELS  # what stands in for its vectors needs that much
+]
+"""Levels that this processor cannot run, but for tests in plain C++ (``emulated/immintrin.h``)."""
+
 needs_kernels = pytest.mark.skipif(
     not LEVELS, reason="no compiled kernels (python setup.py build_ext --inplace)"
 )

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqpyramid.kernels import library
 from seqpyramid.kernels.elman import elman_layer
 from seqpyramid.models.cells import ElmanCell
-from tests.kernels import LEVELS, assert_same, needs_kernels, running
+from tests.kernels import assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
 
@@ -119,13 +118,8 @@ def test_equals_the_loop(
         )
 
 
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_every_level_equals_the_loop(
-    level: str, nonlinearity: Nonlinearity, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled = library.open_library(library.library_file(level))
-    monkeypatch.setattr(library, "load", lambda: compiled)
+def test_every_level_equals_the_loop(level: str, nonlinearity: Nonlinearity) -> None:
     for dtype in (torch.float64, torch.float32):
         compare(
             B=13,

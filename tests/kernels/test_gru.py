@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seqpyramid.kernels import library
 from seqpyramid.kernels.gru import gru_layer, reset_before_gru_layer
 from seqpyramid.models.cells import GRUCell
 from seqpyramid.models.dilated import ResetBeforeGRU
-from tests.kernels import LEVELS, assert_same, needs_kernels, running
+from tests.kernels import assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
 
@@ -141,15 +140,10 @@ def test_equals_the_loop(
         )
 
 
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("reset", ["after", "before"])
 @pytest.mark.parametrize(("B", "H"), [(8, 21), (13, 36), (45, 40), (70, 48)])
-def test_every_level_equals_the_loop(
-    level: str, reset: str, B: int, H: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_level_equals_the_loop(level: str, reset: str, B: int, H: int) -> None:
     """Groups of many rows, of a few and of one; blocks of units of every width, alone and in pairs."""
-    compiled = library.open_library(library.library_file(level))
-    monkeypatch.setattr(library, "load", lambda: compiled)
     for dtype in (torch.float64, torch.float32):
         compare(
             reset=reset,

@@ -1,7 +1,6 @@
 """Finding, choosing and building the compiled kernels, and the functions that they are made of."""
 
 import ctypes
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,10 +13,9 @@ from seqpyramid import kernels
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import LstmArguments
-from tests.kernels import LEVELS, from_setup, needs_kernels, running
+from tests.kernels import COMPILER, LEVELS, from_setup, needs_kernels, running
 
 X = torch.zeros(1)
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 def without_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import Segment, lstm_layer
 from seqpyramid.models.cells import LSTMCell
-from tests.kernels import LEVELS, assert_same, needs_kernels, running
+from tests.kernels import assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
 
@@ -148,10 +148,7 @@ def test_equals_the_loop(B: int, T: int, F: int, H: int, carried: bool, ragged: 
         compare(B=B, T=T, F=F, H=H, carried=carried, ragged=ragged, dtype=dtype, threads=threads)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_level_equals_the_loop(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = library.open_library(library.library_file(level))
-    monkeypatch.setattr(library, "load", lambda: compiled)
+def test_every_level_equals_the_loop(level: str) -> None:
     for dtype in (torch.float64, torch.float32):
         for B in (13, 45):
             compare(B=B, T=5, F=3, H=21, carried=True, ragged=True, dtype=dtype, threads=2)
@@ -244,11 +241,8 @@ def test_a_few_threads_give_the_same_bits(rows: int, threads: tuple[int, ...]) -
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_float32_is_as_exact_as_the_loop(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_as_exact_as_the_loop(level: str) -> None:
     """Against float64. Products on tiles lose no digit that float32 keeps; long sums on vectors lose some more."""
-    compiled = library.open_library(library.library_file(level))
-    monkeypatch.setattr(library, "load", lambda: compiled)
     torch.manual_seed(0)
     exact, x = LSTMCell(70, 100).double(), torch.randn(64, 40, 70, dtype=torch.float64)
     cell = LSTMCell(70, 100)

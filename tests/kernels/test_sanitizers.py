@@ -1,15 +1,12 @@
 """The kernels under the compiler's sanitizers: no race between threads, no access outside what was given."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from seqpyramid.kernels import library
-from tests.kernels import FIRST_AND_LAST, level_flags
-
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+from tests.kernels import COMPILER, FIRST_AND_LAST, level_flags
 
 DRIVER = r"""
 #include <cmath>

@@ -15,7 +15,7 @@ from seqpyramid.kernels.lstm import Segment
 from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models import base
 from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, emitted_count, levels
-from tests.kernels import LEVELS, assert_same, needs_kernels, running
+from tests.kernels import assert_same, needs_kernels, running
 from tests.kernels.tp_rnn_layers import draw_layer
 
 pytestmark = needs_kernels
@@ -76,14 +76,11 @@ def test_equals_the_loop(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("B", [6, 80])  # where there are tiles, they make the products of 80 rows
 @pytest.mark.parametrize(("L", "g"), [(9, 3), (7, 7), (12, 2)])
-def test_float32(L: int, g: int, B: int) -> None:
+def test_float32(level: str, L: int, g: int, B: int) -> None:
     compare(TPRNNLayer(2, 33, length=L, granularity=g), B=B, T=23, F=2, ragged=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_level_equals_the_loop(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = library.open_library(library.library_file(level))
-    monkeypatch.setattr(library, "load", lambda: compiled)
+def test_every_level_equals_the_loop(level: str) -> None:
     layer = TPRNNLayer(3, 9, length=8, granularity=3, attention="scrambled")
     compare(layer, B=5, T=21, F=3, ragged=True, dtype=torch.float64, threads=2)
 
