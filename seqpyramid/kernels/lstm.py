@@ -15,8 +15,10 @@ Backward, :math:`\delta h_t` and :math:`\delta c_t` being what reaches a state f
     \delta W &= \sum_t \delta a\, h_{t-1}^\top, \quad \delta U = \sum_t \delta a\, x_t^\top, \quad
     \delta b = \sum_t \delta a
 
-Kept for it are the gates and c; h is formed again. With recomputation only h and c at the starts of segments are kept:
-the backward pass runs one segment after the other forward again, the last first, and then backward, with the same
+Kept for it are the gates and c; h is formed again. Gates may be kept in 16 bits each, as multiples of 1/65535 or, g, of
+1/32767, which rounds gradients (by 1e-5 of their norm over 784 steps) and no output. With recomputation only h and c at
+the starts of segments are kept: the backward pass runs one segment after the other forward again, the last first, and
+then backward, with the same
 results bit for bit. The layouts of packed weights are described in ``native/tile.h``. The plain twin is the loop over
 :class:`seqpyramid.models.cells.LSTMCell`.
 
@@ -49,7 +51,7 @@ class LstmArguments(library.Arguments):
         *((name, c_int64) for name in ("x_batch", "x_time")),
         *((name, c_void_p) for name in ("weight_ih", "weight_hh", "bias", "h_first", "c_first")),
         *((name, c_void_p) for name in ("h_last", "c_last", "steps", "cells", "gates")),
-        ("segment", c_int64),
+        *((name, c_int64) for name in ("rounded", "segment")),
         *((name, c_void_p) for name in ("answer", "starts", "d_steps")),
         *((name, c_int64) for name in ("d_steps_batch", "d_steps_time")),
         *(
@@ -70,6 +72,7 @@ def lstm_layer(
     *,
     keep_steps: bool,
     segment: Segment = None,
+    rounded: bool = False,
 ) -> tuple[Tensor | None, State]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
 
@@ -82,6 +85,7 @@ def lstm_layer(
         state: h and c before the first step; None: zeros.
         keep_steps: whether every h is wanted.
         segment: how many steps the backward pass runs again at a time; it changes no result.
+        rounded: whether gates are kept in 16 bits, where they are kept.
 
     Returns:
         h of every step (B, T, H), zero past ``lengths``, or None; and h and c, each (B, H), at each sequence's end.
@@ -92,7 +96,7 @@ def lstm_layer(
         state = None if state is None else (state[0].index_select(0, order), state[1].index_select(0, order))
     h_first, c_first = (None, None) if state is None else state
     steps, h, c = run(
-        LstmLayer, x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment
+        LstmLayer, x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment, rounded
     )
     if order is None:
         return steps, (h, c)
@@ -109,7 +113,7 @@ class LstmLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor, Tensor]:
         """See :func:`lstm_layer`; what backward needs is kept unless ``ctx`` is None."""
-        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment = inputs
+        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment, rounded = inputs
         batch, time, _ = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
@@ -134,14 +138,16 @@ class LstmLayer(torch.autograd.Function):
             else:
                 kept = {
                     "cells": x.new_empty(time, batch, width),
-                    "gates": x.new_empty(time, batch, library.gates_width(hidden, x.dtype)),
+                    "gates": new_gates(x, time, batch, hidden, rounded=rounded),
                 }
+        arguments.rounded = rounded
         for name, tensor in kept.items():
             setattr(arguments, name, tensor.data_ptr())
         library.call("lstm_forward", x.dtype, arguments)
         if ctx is not None:
             ctx.save_for_backward(x, *weights, *first, lengths, *kept.values())
             ctx.names, ctx.segment, ctx.threads = tuple(kept), arguments.segment, library.threads()
+            ctx.rounded = rounded
             ctx.set_materialize_grads(False)
         h, c = last[..., :hidden].unbind(0)
         return None if steps is None else steps[..., :hidden].transpose(0, 1), h, c
@@ -164,7 +170,7 @@ class LstmLayer(torch.autograd.Function):
         d_last = [widened(part, width) for part in (d_h, d_c)]
 
         arguments = _arguments(x, weights, [h_first, c_first], lengths, ctx.threads)
-        arguments.segment = ctx.segment
+        arguments.segment, arguments.rounded = ctx.segment, ctx.rounded
         for name, tensor in zip(ctx.names, kept, strict=True):
             setattr(arguments, name, tensor.data_ptr())
         if d_steps is not None:
@@ -180,10 +186,14 @@ class LstmLayer(torch.autograd.Function):
             None if d_x is None else d_x[..., :inputs].transpose(0, 1),
             *d_weights,
             *((None, None) if d_first is None else d_first[..., :hidden].unbind(0)),
-            None,
-            None,
-            None,
+            *[None] * 4,
         )
+
+
+def new_gates(x: Tensor, time: int, batch: int, hidden: int, *, rounded: bool) -> Tensor:
+    """Memory for the gates of all steps, as the loaded library lays them out."""
+    width = library.gates_width(hidden, x.dtype)
+    return x.new_empty(time, batch, width, dtype=torch.int16 if rounded else x.dtype)
 
 
 def segment_length(function: str, asked: Segment, arguments: Any, dtype: torch.dtype) -> int:

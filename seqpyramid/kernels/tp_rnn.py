@@ -33,6 +33,7 @@ from seqpyramid.kernels.lstm import (
     Segment,
     answer,
     longest_first,
+    new_gates,
     padded,
     refuse_second_derivatives,
     run,
@@ -73,7 +74,9 @@ class TpRnnArguments(library.Arguments):
         *((name, c_void_p) for name in WEIGHTS),
         *((name, c_void_p) for name in ("output", "emitted")),
         ("segment", c_int64),
-        *((name, c_void_p) for name in ("answer", "cells", "gates", "node_h", "node_c", "path", "starts")),
+        *((name, c_void_p) for name in ("answer", "cells", "gates")),
+        ("rounded", c_int64),
+        *((name, c_void_p) for name in ("node_h", "node_c", "path", "starts")),
         *((name, c_void_p) for name in ("d_output", "d_emitted")),
         *((name, c_int64) for name in ("d_emitted_batch", "d_emitted_time")),
         *((name, c_void_p) for name in ("d_x", *(f"d_{weight}" for weight in WEIGHTS))),
@@ -98,6 +101,7 @@ def tp_rnn_layer(
     lengths: Tensor,
     pyramids: Pyramids,
     segment: Segment = None,
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
 
@@ -110,6 +114,7 @@ def tp_rnn_layer(
         lengths: (B,) integers on the CPU, from 1 to T.
         pyramids: the layer's shape.
         segment: how many sub-pyramids the backward pass runs again at a time; it changes no result.
+        rounded: whether gates are kept in 16 bits, where they are kept.
 
     Returns:
         The output (B, H) and the next layer's inputs (B, T', H), zero past what a sequence has.
@@ -119,7 +124,7 @@ def tp_rnn_layer(
         x, lengths = x.index_select(0, order), lengths.index_select(0, order)
     nothing = (None, None)
     weights = (*cell, *theta_h, *(theta_c or nothing), *(theta_path or nothing))
-    output, emitted = run(TpRnnLayer, x, *weights, lengths, pyramids, segment)
+    output, emitted = run(TpRnnLayer, x, *weights, lengths, pyramids, segment, rounded)
     if order is None:
         return output, emitted
     back = order.argsort()
@@ -132,7 +137,7 @@ class TpRnnLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """See :func:`tp_rnn_layer`; what backward needs is kept unless ``ctx`` is None."""
-        x, *weights, lengths, pyramids, segment = inputs
+        x, *weights, lengths, pyramids, segment, rounded = inputs
         x = unit_stride(x)
         weights = [None if weight is None else weight.contiguous() for weight in weights]
         batch, hidden = len(x), weights[1].shape[1]
@@ -142,9 +147,12 @@ class TpRnnLayer(torch.autograd.Function):
         if ctx is not None:
             arguments.segment = segment_length("tp_rnn_segment", segment, arguments, x.dtype)
             kept = {
-                name: x.new_empty(count, batch, columns)
-                for name, (count, columns) in _kept_sizes(arguments, width, x.dtype).items()
+                name: x.new_empty(count, batch, width)
+                for name, count in _kept_states(arguments, x.dtype).items()
             }
+            if not arguments.segment:
+                kept["gates"] = new_gates(x, arguments.time, batch, hidden, rounded=rounded)
+        arguments.rounded = rounded
         for name, tensor in kept.items():
             setattr(arguments, name, tensor.data_ptr())
         output = x.new_empty(batch, width)
@@ -154,7 +162,7 @@ class TpRnnLayer(torch.autograd.Function):
         if ctx is not None:
             ctx.save_for_backward(x, lengths, *weights, *kept.values())
             ctx.names, ctx.pyramids, ctx.segment = tuple(kept), pyramids, arguments.segment
-            ctx.threads = library.threads()
+            ctx.threads, ctx.rounded = library.threads(), rounded
             ctx.set_materialize_grads(False)
         return output[:, :hidden], emitted[..., :hidden].transpose(0, 1)
 
@@ -172,7 +180,7 @@ class TpRnnLayer(torch.autograd.Function):
         d_emitted = None if d_emitted is None else unit_stride(d_emitted)
 
         arguments = _arguments(x, weights, lengths, ctx.pyramids, ctx.threads)
-        arguments.segment = ctx.segment
+        arguments.segment, arguments.rounded = ctx.segment, ctx.rounded
         for name, tensor in zip(ctx.names, kept, strict=True):
             setattr(arguments, name, tensor.data_ptr())
         arguments.d_output, arguments.d_x = library.pointer(d_output), library.pointer(d_x)
@@ -188,25 +196,18 @@ class TpRnnLayer(torch.autograd.Function):
         used["c_first"] = used["c_second"] = longest > min(length, ctx.pyramids.granularity)
         used["path_first"] = used["path_second"] = longest > length and d_output is not None
         d_used = [d if used[name] else None for name, d in zip(WEIGHTS, d_weights, strict=True)]
-        return (None if d_x is None else d_x[..., :inputs].transpose(0, 1), *d_used, None, None, None)
+        return (None if d_x is None else d_x[..., :inputs].transpose(0, 1), *d_used, *[None] * 4)
 
 
-def _kept_sizes(arguments: TpRnnArguments, width: int, dtype: torch.dtype) -> dict[str, tuple[int, int]]:
-    """What the backward pass needs: name -> states a sequence, numbers in each."""
+def _kept_states(arguments: TpRnnArguments, dtype: torch.dtype) -> dict[str, int]:
+    """What the backward pass needs beside gates: name -> states a sequence."""
     tops = -(-arguments.time // arguments.length)
     if arguments.segment:
         states = 2 if arguments.path_first is None else 3
-        return {"starts": ((-(-tops // arguments.segment) - 1) * states, width)}
-    nodes = (answer("tp_rnn_nodes", arguments, dtype), width)
-    steps = {
-        "cells": (arguments.time, width),
-        "gates": (arguments.time, library.gates_width(arguments.hidden, dtype)),
-    }
-    return (
-        steps
-        | {"node_h": nodes, "path": (tops, width)}
-        | ({"node_c": nodes} if arguments.aggregate_cell else {})
-    )
+        return {"starts": (-(-tops // arguments.segment) - 1) * states}
+    nodes = answer("tp_rnn_nodes", arguments, dtype)
+    kept = {"cells": arguments.time, "node_h": nodes, "path": tops}
+    return kept | ({"node_c": nodes} if arguments.aggregate_cell else {})
 
 
 def _arguments(

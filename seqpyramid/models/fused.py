@@ -23,6 +23,22 @@ RECOMPUTE: Any = Field(
 )
 """The option of a model whose kernels can."""
 
+GATES_IN_16_BITS: Any = Field(
+    default=False,
+    description="keep the gates in 16 bits for the backward pass, in six tenths of the memory: it rounds gradients "
+    "(by 1e-5 of their norm over 784 steps) and no output",
+)
+"""The same."""
+
+
+def keeping_problems(*, recompute: bool, gates_in_16_bits: bool) -> dict[str, str]:
+    """Say no to two ways of keeping less at once, as ``ModelConfig.problems`` does."""
+    if recompute and gates_in_16_bits:
+        return {
+            "gates_in_16_bits": "has no effect beside recompute, which keeps no gates; leave one of them out"
+        }
+    return {}
+
 
 class LayerRun(NamedTuple):
     """What one layer hands on."""
@@ -35,25 +51,33 @@ class LayerRun(NamedTuple):
     """As torch's layers return it."""
 
 
-def refuse_plain_training() -> None:
-    """Say no where a model that shall recompute is about to be trained by its plain twin, which keeps everything.
+def refuse_plain_training(*, recompute: bool, gates_in_16_bits: bool) -> None:
+    """Say no where a model that shall keep less is about to be trained by its plain twin, which keeps everything.
 
     Raises:
-        RecipeError: gradients are wanted.
+        RecipeError: gradients are wanted, and one of the options is set.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (recompute or gates_in_16_bits):
+        option = "recompute" if recompute else "gates_in_16_bits"
         raise RecipeError(
-            "model.recompute needs the compiled kernels (a CPU, precision fp32, --kernels not plain), which cannot "
+            f"model.{option} needs the compiled kernels (a CPU, precision fp32, --kernels not plain), which cannot "
             "run here; set it to false"
         )
 
 
 def run_fused(
-    layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool, recompute: bool = False
+    layer: nn.Module,
+    x: Tensor,
+    lengths: Tensor,
+    state: Any,
+    *,
+    keep_steps: bool,
+    recompute: bool = False,
+    gates_in_16_bits: bool = False,
 ) -> LayerRun:
     """Run one layer by its kernel, over no padding; the state is as torch's layers return it.
 
-    ``recompute`` is for LSTM layers only.
+    ``recompute`` and ``gates_in_16_bits`` are for LSTM layers only.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     if isinstance(layer, nn.LSTM):
@@ -67,6 +91,7 @@ def run_fused(
             before,
             keep_steps=keep_steps,
             segment="auto" if recompute else None,
+            rounded=gates_in_16_bits,
         )
         return LayerRun(steps, h, (h[None], c[None]))
     first = None if state is None else state[0]

@@ -29,7 +29,14 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.models.aggregation import AggregationMethod, OutputAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
-from seqpyramid.models.fused import RECOMPUTE, LayerRun, refuse_plain_training, run_fused
+from seqpyramid.models.fused import (
+    GATES_IN_16_BITS,
+    RECOMPUTE,
+    LayerRun,
+    keeping_problems,
+    refuse_plain_training,
+    run_fused,
+)
 from seqpyramid.models.heads import HeadInit
 
 
@@ -80,6 +87,13 @@ class LSTMConfig(StackConfig):
     name: Literal["lstm"] = "lstm"
     forget_bias: float = Field(default=0.0, description="added to the first forget bias")
     recompute: bool = RECOMPUTE
+    gates_in_16_bits: bool = GATES_IN_16_BITS
+
+    def problems(self, spec: TaskSpec) -> dict[str, str]:
+        """Refuse two ways of keeping less at once."""
+        return super().problems(spec) | keeping_problems(
+            recompute=self.recompute, gates_in_16_bits=self.gates_in_16_bits
+        )
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
         return self._stack(spec, "lstm")
@@ -125,6 +139,7 @@ class RecurrentStack(SequenceModel):
         forget_bias: LSTM only.
         nonlinearity: Elman only.
         recompute: LSTM only; whether the backward pass runs segments again instead of keeping their states.
+        gates_in_16_bits: LSTM only; whether the backward pass gets rounded gates.
     """
 
     def __init__(
@@ -143,6 +158,7 @@ class RecurrentStack(SequenceModel):
         forget_bias: float = 0.0,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         recompute: bool = False,
+        gates_in_16_bits: bool = False,
     ) -> None:
         super().__init__(spec, summary_size=hidden_size, head_init=head_init)
         self.gates = CELLS[cell].gates
@@ -162,7 +178,7 @@ class RecurrentStack(SequenceModel):
                 with torch.no_grad():
                     weights["bias_ih_l0"][hidden_size : 2 * hidden_size] += forget_bias
             self.layers.append(layer)
-        self.recompute = recompute
+        self.keeping = {"recompute": recompute, "gates_in_16_bits": gates_in_16_bits}
         self.dropout = nn.Dropout(dropout)
         self.output = (
             None
@@ -193,9 +209,8 @@ class RecurrentStack(SequenceModel):
 
     def _run(self, layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
         if kernels.fused(x, *layer.parameters()):
-            return run_fused(layer, x, lengths, state, keep_steps=keep_steps, recompute=self.recompute)
-        if self.recompute:
-            refuse_plain_training()
+            return run_fused(layer, x, lengths, state, keep_steps=keep_steps, **self.keeping)
+        refuse_plain_training(**self.keeping)
         # Running over the padding is faster than packing and cannot change a step before it; only the carried
         # state, which must be the one at each sequence's own end, needs the packed form.
         if not self.spec.carry_state or all_full(lengths, x.shape[1]):

@@ -56,7 +56,8 @@ spells them out was not at hand: inferred from the figure's caption and from OAC
 Speed: the step loop below is the plain twin, for any option, device and dtype, with the input projections hoisted
 out of it. For LSTM cells and the paper's theta, :mod:`seqpyramid.kernels` has three more, tested against it: compiled
 for the CPU, several times faster; in Triton for CUDA devices; and in torch operations for machines without a compiler.
-With ``recompute`` the compiled one keeps next to nothing for the backward pass, which then runs the steps again.
+With ``recompute`` the compiled one keeps next to nothing for the backward pass, which then runs the steps again; with
+``gates_in_16_bits`` it keeps the gates in half the memory, which rounds gradients.
 
 Shapes: B batch, T time steps of a layer, F input features, H hidden units, K layers, J levels, N sub-pyramids.
 """
@@ -76,7 +77,7 @@ from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models.aggregation import AggregationMethod, Attention, OutputAggregation, StateAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, State
-from seqpyramid.models.fused import RECOMPUTE, refuse_plain_training
+from seqpyramid.models.fused import GATES_IN_16_BITS, RECOMPUTE, keeping_problems, refuse_plain_training
 from seqpyramid.models.heads import HeadInit
 
 ShortcutOrder = Literal["paper", "released"]
@@ -112,6 +113,7 @@ class TPRNNConfig(ModelConfig):
     init: CellInit = Field(default="tensorflow", description="start of the cells' weights")
     head_init: HeadInit = Field(default="released_tp_rnn", description="start of the classifier's weights")
     recompute: bool = RECOMPUTE
+    gates_in_16_bits: bool = GATES_IN_16_BITS
 
     @property
     def emits(self) -> frozenset[Needs]:
@@ -147,10 +149,11 @@ class TPRNNConfig(ModelConfig):
                 f"L of layer 1 is {self.pyramid_length[0]}, longer than the task's sequences "
                 f"(T = {spec.max_length}); choose L up to {spec.max_length}"
             )
-        if self.recompute and not has_kernel(self.cell, self.aggregation):
-            found["recompute"] = (
-                "needs the compiled layer, which is for LSTM cells and aggregation 'ours'; leave it out"
-            )
+        keeping = {"recompute": self.recompute, "gates_in_16_bits": self.gates_in_16_bits}
+        found |= keeping_problems(**keeping)
+        if not has_kernel(self.cell, self.aggregation):
+            reason = "needs the compiled layer, which is for LSTM cells and aggregation 'ours'; leave it out"
+            found |= {option: reason for option, wanted in keeping.items() if wanted}
         if not found and layers == 1:
             for option in ("output_aggregation", "input_level"):
                 if getattr(self, option) != type(self).model_fields[option].default:
@@ -189,6 +192,7 @@ class TPRNN(SequenceModel):
         init: CellInit,
         head_init: HeadInit,
         recompute: bool,
+        gates_in_16_bits: bool,
     ) -> None:
         super().__init__(spec, summary_size=hidden_size, head_init=head_init)
         self.layers = nn.ModuleList()
@@ -211,6 +215,7 @@ class TPRNN(SequenceModel):
                 forget_bias=forget_bias if cell == "lstm" else 0.0,
                 init=init,
                 recompute=recompute,
+                gates_in_16_bits=gates_in_16_bits,
             )
             self.layers.append(layer)
         self.output = (
@@ -275,6 +280,7 @@ class TPRNNLayer(nn.Module):
         forget_bias: of the cell.
         init: of the cell.
         recompute: whether the backward pass runs segments again instead of keeping their states.
+        gates_in_16_bits: whether the backward pass gets rounded gates.
     """
 
     def __init__(
@@ -296,6 +302,7 @@ class TPRNNLayer(nn.Module):
         forget_bias: float = 0.0,
         init: CellInit = "torch",
         recompute: bool = False,
+        gates_in_16_bits: bool = False,
     ) -> None:
         super().__init__()
         self.length, self.granularity, self.emitted_level = length, granularity, emitted_level
@@ -308,7 +315,7 @@ class TPRNNLayer(nn.Module):
         )
         self.shortcut = StateAggregation(2, method=aggregation, attention=attention) if shortcut else None
         self.has_kernel = has_kernel(cell, aggregation)
-        self.recompute = recompute
+        self.keeping = {"recompute": recompute, "gates_in_16_bits": gates_in_16_bits}
         self.scrambled = attention == "scrambled"
 
     def forward(self, x: Tensor, lengths: Tensor) -> LayerResult:
@@ -320,9 +327,12 @@ class TPRNNLayer(nn.Module):
         """What gives the same as :meth:`_plain` in one call, if anything may."""
         tensors = (x, *self.parameters())
         if self.has_kernel and kernels.fused(*tensors):
-            return partial(tp_rnn_layer, segment="auto" if self.recompute else None)
-        if self.recompute:
-            refuse_plain_training()
+            return partial(
+                tp_rnn_layer,
+                segment="auto" if self.keeping["recompute"] else None,
+                rounded=self.keeping["gates_in_16_bits"],
+            )
+        refuse_plain_training(**self.keeping)
         if self.has_kernel and kernels.on_gpu(*tensors):
             from seqpyramid.kernels.gpu.tp_rnn import tp_rnn_layer as on_gpu  # needs Triton
 

@@ -114,6 +114,63 @@ def test_recomputation_changes_no_bit(
     assert found[0][-1].abs().sum() > 0
 
 
+def rounded(gates: list[Tensor]) -> list[Tensor]:
+    """What is left of i, f, g, o in 16 bits each."""
+    return [(x * n).round() / n for x, n in zip(gates, (65535, 65535, 32767, 65535), strict=True)]
+
+
+def gradients_by_rounded_gates(
+    parts: list[Tensor], d_steps: Tensor, d_c: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The backward pass written out, over gates as they are kept: steps and c; gradients of x, U, W, b, h and c."""
+    x, U, W, b, h, c = (part.detach() for part in parts)
+    kept, steps = [], []
+    before = h
+    for step in x.unbind(1):
+        i, f, g, o = (step @ U.T + h @ W.T + b).chunk(4, 1)
+        gates = [i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()]
+        new_c = gates[1] * c + gates[0] * gates[2]
+        kept.append((step, before, c, new_c, rounded(gates)))
+        h, c, before = gates[3] * new_c.tanh(), new_c, kept[-1][4][3] * new_c.tanh()
+        steps.append(h)
+    dU, dW, db, dh = torch.zeros_like(U), torch.zeros_like(W), torch.zeros_like(b), torch.zeros_like(h)
+    dx = torch.zeros_like(x)
+    for t, (step, before, old_c, new_c, (i, f, g, o)) in reversed(list(enumerate(kept))):
+        dh, s = dh + d_steps[:, t], new_c.tanh()
+        d_c = d_c + dh * o * (1 - s * s)
+        da = torch.cat(
+            [d_c * g * i * (1 - i), d_c * old_c * f * (1 - f), d_c * i * (1 - g * g), dh * s * o * (1 - o)], 1
+        )
+        dU, dW, db = dU + da.T @ step, dW + da.T @ before, db + da.sum(0)
+        dx[:, t], dh, d_c = da @ U, da @ W, d_c * f
+    return [torch.stack(steps, 1), c], [dx, dU, dW, db, dh, d_c]
+
+
+@pytest.mark.parametrize("B", [5, 40])  # where there are tiles, they make the products of 40 rows
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+def test_gates_in_16_bits(level: str, B: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Outputs stay, bit for bit; gradients are those of the rounded gates."""
+    torch.manual_seed(5)
+    T, F, H = 9, 3, 21
+    sizes = [(B, T, F), (4 * H, F), (4 * H, H), (4 * H,), (B, H), (B, H)]
+    parts = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    x, U, W, b, h, c = parts
+    found = []
+    with running("auto", 2):
+        for short in (False, True):
+            steps, last = lstm_layer(x, U, W, b, torch.full((B,), T), (h, c), keep_steps=True, rounded=short)
+            assert steps is not None
+            loss = steps.sin().sum() + last[1].cos().sum()
+            found.append(([steps, last[1]], torch.autograd.grad(loss, parts)))
+    (exact, gradients), (same, short_gradients) = found
+    assert all(torch.equal(a, b) for a, b in zip(exact, same, strict=True))
+    outputs, expected = gradients_by_rounded_gates(parts, exact[0].detach().cos(), -exact[1].detach().sin())
+    for wanted, got in zip([*outputs, *expected], [*exact, *short_gradients], strict=True):
+        assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+    change = [((a - b).norm() / a.norm()).item() for a, b in zip(gradients, short_gradients, strict=True)]
+    assert all(1e-7 < one < 1e-3 for one in change)
+
+
 def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     call = library.call

@@ -224,6 +224,25 @@ def test_every_stack_that_is_let_through_is_the_same_in_both(data: st.DataObject
     assert_same(*found)
 
 
+def test_gates_in_16_bits_round_gradients_and_nothing_else() -> None:
+    torch.manual_seed(3)
+    x, lengths = torch.randn(40, 21, 2), torch.arange(40) % 21 + 1
+    found = []
+    for short in (False, True):
+        model = build(gates_in_16_bits=short).float()
+        output = model(x, lengths).outputs
+        found.append((output, torch.autograd.grad(output.sin().sum(), list(model.parameters()))))
+    assert torch.equal(found[0][0], found[1][0])
+    for exact, short in zip(found[0][1], found[1][1], strict=True):
+        assert (exact - short).norm() < 1e-4 * exact.norm()
+    assert any(not torch.equal(exact, short) for exact, short in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_two_ways_of_keeping_less_at_once_are_refused() -> None:
+    with pytest.raises(RecipeError, match="gates_in_16_bits: has no effect beside recompute"):
+        build(gates_in_16_bits=True, recompute=True)
+
+
 def test_a_model_that_recomputes_gives_the_same_bytes() -> None:
     x, lengths = torch.randn(4, 61, 2, dtype=torch.float64), torch.tensor([61, 6, 1, 40])
     found = []
@@ -260,6 +279,10 @@ def test_recomputation_needs_the_kernel() -> None:
             model(x)
     with pytest.raises(RecipeError, match="recompute: needs the compiled layer, which is for LSTM cells"):
         build(recompute=True, cell="gru")
+    with pytest.raises(
+        RecipeError, match="gates_in_16_bits: needs the compiled layer, which is for LSTM cells"
+    ):
+        build(gates_in_16_bits=True, cell="gru")
 
 
 @pytest.mark.parametrize("options", [{"cell": "gru"}, {"aggregation": "mean"}])

@@ -25,6 +25,7 @@ extern "C" struct LstmArguments {
   void *h_last, *c_last;                       // (B, P)
   void* steps;                                 // (T, B, P), h of every step, or none
   void *cells, *gates;                         // (T, B, P), (T, B, gates' width): to go back, or none
+  int64_t rounded;                             // gates are kept in 16 bits (kept_gates.h)
   int64_t segment;                             // steps of a segment; 0: nothing is recomputed
   int64_t* answer;                             // out, of lstm_segment
   void* starts;                                // (segments but the first, h and c, B, P), or none
@@ -48,7 +49,9 @@ Rows<const T> inputs_at(const LstmArguments& a, long row, long t) {
 // Where c and the gates of steps lie: of all, of one segment in the rows of a slice, or the newest c alone.
 template <class T>
 struct Kept {
-  T *cells, *gates;
+  T* cells;
+  void* gates;
+  bool rounded;
   long rows, width, gates_width;
   long first_row = 0, first_step = 0;
   long steps = INT64_MAX;  // how many c there are before one takes the place of another
@@ -56,8 +59,8 @@ struct Kept {
   Rows<T> c(long t, long row) const {
     return rows_of<T>(cells, (t - first_step) % steps * rows + row - first_row, width);
   }
-  Rows<T> gates_of(long t, long row) const {
-    return rows_of<T>(gates, (t - first_step) * rows + row - first_row, gates_width);
+  KeptGates<T> gates_of(long t, long row) const {
+    return kept_gates<T>(gates, (t - first_step) * rows + row - first_row, gates_width, rounded);
   }
 };
 
@@ -104,7 +107,7 @@ void lstm_forward(const LstmArguments& a) {
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
-  Kept<T> kept{static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()};
+  Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, B, P, w.gates_width()};
   if (!a.cells) kept.cells = cell.data(), kept.steps = 1;
   std::vector<LstmWork<T>> work;
   for (const Slice& slice : slices) work.emplace_back(w, slice.rows());
@@ -188,7 +191,7 @@ void lstm_backward(const LstmArguments& a) {
       const long rows = slice.active(t);
       if (recalled < rows) {  // rows that end here
         const auto after = [&](Rows<const T> r) { return Rows<const T>{r.at(recalled), r.stride}; };
-        lstm_recall<T>(w, rows - recalled, after(kept.gates_of(t, first)), after(kept.c(t, first)),
+        lstm_recall<T>(w, rows - recalled, kept.gates_of(t, first).from(recalled), after(kept.c(t, first)),
                        Rows<T>{s.at(recalled), P}, Rows<T>{h_before.at(recalled), P});
       }
       Rows<const T> h = h_start<T>(a, from, first, P), c = c_start<T>(a, from, first, P);
@@ -233,11 +236,11 @@ void lstm_backward(const LstmArguments& a) {
     LstmWork<T>& work = works[size_t(group)];
     for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece) {
       if (!a.segment) {
-        run(piece, sum, work, {static_cast<T*>(a.cells), static_cast<T*>(a.gates), B, P, w.gates_width()}, nullptr);
+        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, B, P, w.gates_width()}, nullptr);
         continue;
       }
       rooms.with([&](const StepRoom<T>& room) {
-        run(piece, sum, work, {room.cells.data(), room.gates.data(), room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
+        run(piece, sum, work, {room.cells.data(), room.gates.data(), false, room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
       });
     }
   });

@@ -22,7 +22,7 @@
 // Shapes: n rows, F inputs, H hidden units, P = padded H, V lanes, K = H + F + 1.
 #pragma once
 
-#include "gates.h"
+#include "kept_gates.h"
 #include "sources.h"
 #include "tiles.h"
 
@@ -109,7 +109,7 @@ __attribute__((noinline)) void gate_sums(long inputs, const T* x, long x_row, co
 
 // The gates of R rows and one block, and with them c and h.
 template <class T, int R, int VECTORS>
-SEQPYRAMID_INLINE void advance_rows(const Block& block, T* a, Rows<const T> c_before, Rows<T> gates, Rows<T> h,
+SEQPYRAMID_INLINE void advance_rows(const Block& block, T* a, Rows<const T> c_before, KeptGates<T> gates, Rows<T> h,
                                     Rows<T> c, long first) {
   constexpr long V = LANES<T>, WIDTH = VECTORS * V / GATES;
   constexpr int PAIR = R % 2 == 0 ? 2 : 1;
@@ -122,10 +122,7 @@ SEQPYRAMID_INLINE void advance_rows(const Block& block, T* a, Rows<const T> c_be
     for (int k = 0; k < PAIR; ++k) {
       const long row = first + pair + k;
       const Vector<T> i = gate[4 * k], f = gate[4 * k + 1], g = gate[4 * k + 2], o = gate[4 * k + 3];
-      if (gates) {
-        T* kept = gates.at(row, block.gates());
-        store(kept, i), store(kept + WIDTH, f), store(kept + 2 * WIDTH, g), store(kept + 3 * WIDTH, o);
-      }
+      if (gates) gates.store(row, block, {i, f, g, o});
       Vector<T> cell = i * g;
       if (c_before) cell += f * load(c_before.at(row, block.unit));
       if constexpr (WIDTH < V) cell = first_lanes<T, WIDTH>(cell);
@@ -143,8 +140,8 @@ SEQPYRAMID_INLINE void advance_rows(const Block& block, T* a, Rows<const T> c_be
 
 // The same for rows [first, last), from their sums.
 template <class T, int VECTORS>
-void advance_from(const Block& block, T* a, Rows<const T> c_before, Rows<T> gates, Rows<T> h, Rows<T> c, long first,
-                  long last) {
+void advance_from(const Block& block, T* a, Rows<const T> c_before, KeptGates<T> gates, Rows<T> h, Rows<T> c,
+                  long first, long last) {
   for_row_tiles(last - first, [&](auto tile, long row) {
     constexpr int R = decltype(tile)::value;
     advance_rows<T, R, VECTORS>(block, a + (first + row) * GATES * LANES<T>, c_before, gates, h, c, first + row);
@@ -153,7 +150,7 @@ void advance_from(const Block& block, T* a, Rows<const T> c_before, Rows<T> gate
 
 template <class T>
 void lstm_step_on_tiles(const LstmWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before,
-                        Rows<const T> c_before, Rows<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
+                        Rows<const T> c_before, KeptGates<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
   constexpr long V = LANES<T>;
   work.sources.gather(rows, x, h_before);
   const auto sums = [&](const Block& block) { return work.a.data() + block.unit / V % 2 * TILED_ROWS * GATES * V; };
@@ -184,7 +181,7 @@ void lstm_step_on_tiles(const LstmWeights<T>& w, long rows, Rows<const T> x, Row
 // h, c of some rows from x and the state before; c may be the c before, h must not. Gates are kept if they have data.
 template <class T>
 void lstm_step(const LstmWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before, Rows<const T> c_before,
-               Rows<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
+               KeptGates<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
   if constexpr (ON_TILES<T>)
     while (rows >= FEWEST_TILED_ROWS) {
       const long group = std::min(rows, TILED_ROWS);
@@ -256,7 +253,7 @@ struct LstmTransposed {
 
 // s = tanh(c) and h = o s, from what the forward pass kept.
 template <class T>
-void lstm_recall(const LstmWeights<T>& w, long rows, Rows<const T> gates, Rows<const T> c, Rows<T> s, Rows<T> h) {
+void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<const T> c, Rows<T> s, Rows<T> h) {
   constexpr long V = LANES<T>;
   for (long row = 0; row < rows; ++row)
     for_row_tiles(long(w.layout.blocks.size()), [&](auto tile, long first) {
@@ -269,26 +266,26 @@ void lstm_recall(const LstmWeights<T>& w, long rows, Rows<const T> gates, Rows<c
       for (int k = 0; k < COUNT; ++k) {
         store(s.at(row, (first + k) * V), squashed[k]);
         const Block& block = w.layout.blocks[size_t(first + k)];
-        store(h.at(row, block.unit), squashed[k] * load(gates.at(row, block.gates() + 3 * block.width)));
+        store(h.at(row, block.unit), squashed[k] * gates.load(row, block, 3));
       }
     });
 }
 
-// How far from the gates and the c before those lie that are wanted two steps later; 0: nothing more is wanted.
+// How far from the gates (in bytes) and the c before those lie that are wanted two steps later; 0: nothing more is wanted.
 struct Ahead {
   long gates = 0, cells = 0;
 };
 
 // da of a row and one block; dc becomes dc'.
 template <class T>
-SEQPYRAMID_INLINE void gate_gradients(const Block& block, long row, Rows<const T> c_before, Rows<const T> gates,
+SEQPYRAMID_INLINE void gate_gradients(const Block& block, long row, Rows<const T> c_before, KeptGates<T> gates,
                                       Rows<const T> s, Rows<const T> dh, Rows<T> dc, const Ahead& ahead,
                                       Vector<T> (&da)[GATES]) {
-  const long width = block.width, unit = block.unit;
-  const T* kept = gates.at(row, block.gates());
-  for (int j = 0; j < GATES; ++j) __builtin_prefetch(kept + ahead.gates + j * width, 0, 2);
+  const long unit = block.unit;
+  gates.expect(row, block, ahead.gates);
   if (ahead.cells) __builtin_prefetch(c_before.at(row, unit) + ahead.cells, 0, 2);
-  const Vector<T> i = load(kept), f = load(kept + width), g = load(kept + 2 * width), o = load(kept + 3 * width);
+  const Vector<T> i = gates.load(row, block, 0), f = gates.load(row, block, 1);
+  const Vector<T> g = gates.load(row, block, 2), o = gates.load(row, block, 3);
   const Vector<T> squashed = load(s.at(row, unit)), dh_now = load(dh.at(row, unit));
   const Vector<T> dc_now = load(dc.at(row, unit)) + dh_now * o * (T(1) - squashed * squashed);
   const Vector<T> before = c_before ? load(c_before.at(row, unit)) : Vector<T>{};
@@ -299,7 +296,7 @@ SEQPYRAMID_INLINE void gate_gradients(const Block& block, long row, Rows<const T
 
 template <class T>
 void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T>& transposed, long rows,
-                                 Rows<const T> x, Rows<const T> h_before, Rows<const T> c_before, Rows<const T> gates,
+                                 Rows<const T> x, Rows<const T> h_before, Rows<const T> c_before, KeptGates<T> gates,
                                  Rows<const T> s, Rows<const T> dh, Rows<T> dc, Rows<T> dh_before, Rows<T> dx,
                                  LstmGradients<T>& sums, LstmWork<T>& work, Ahead ahead) {
   constexpr long V = LANES<T>;
@@ -352,7 +349,7 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
 // but one block's da ever exists: dx, dW, dU and db take it while it is in the nearest cache.
 template <class T>
 void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transposed, long rows, Rows<const T> x,
-                        Rows<const T> h_before, Rows<const T> c_before, Rows<const T> gates, Rows<const T> s,
+                        Rows<const T> h_before, Rows<const T> c_before, KeptGates<T> gates, Rows<const T> s,
                         Rows<const T> dh, Rows<T> dc, Rows<T> dh_before, Rows<T> dx, LstmGradients<T>& sums,
                         LstmWork<T>& work, Ahead ahead = {}) {
   if constexpr (ON_TILES<T>)

@@ -27,6 +27,7 @@ extern "C" struct TpRnnArguments {
   int64_t segment;                                         // sub-pyramids of a segment; 0: nothing is recomputed
   int64_t* answer;                                         // out, of tp_rnn_nodes and tp_rnn_segment
   void *cells, *gates;                                     // (T, B, P), (T, B, gates' width): to go back, or none
+  int64_t rounded;                                         // gates are kept in 16 bits (kept_gates.h)
   void *node_h, *node_c, *path;                            // (nodes, B, P) twice, (sub-pyramids, B, P); as cells
   void* starts;                                            // (segments but the first, 3 or 2: no path, B, P), or none
   const void* d_output;                                    // (B, P), or none
@@ -132,7 +133,8 @@ class States {
   explicit States(const Layer<T>& layer)
       : layer_(layer),
         cells_(static_cast<T*>(layer.a.cells)),
-        gates_(static_cast<T*>(layer.a.gates)),
+        gates_(layer.a.gates),
+        rounded_(layer.a.rounded != 0),
         node_h_(static_cast<T*>(layer.a.node_h)),
         node_c_(static_cast<T*>(layer.a.node_c)),
         path_(static_cast<T*>(layer.a.path)),
@@ -167,7 +169,9 @@ class States {
     return {layer_.h_ring.data() + (t % layer_.ring * layer_.B + first) * layer_.P, layer_.P};
   }
   Out step_c(long t, long first) const { return at(cells_, (t - first_step_) % steps_, first, layer_.P); }
-  Out gates(long t, long first) const { return at(gates_, t - first_step_, first, layer_.w.gates_width()); }
+  KeptGates<T> gates(long t, long first) const {
+    return kept_gates<T>(gates_, place(t - first_step_, first), layer_.w.gates_width(), rounded_);
+  }
   Out node_h(long node, long first) const { return at(node_h_, node - first_node_, first, layer_.P); }
   Out node_c(long node, long first) const { return at(node_c_, node - first_node_, first, layer_.P); }
   Out path(long k, long first) const { return at(path_, (k - first_pyramid_) % paths_, first, layer_.P); }
@@ -207,12 +211,16 @@ class States {
 
   long source(const Aggregation& g, long m) const { return layer_.pyramid.sources[size_t(g.first_source + m)]; }
 
-  Out at(T* data, long place, long first, long width) const {
-    return rows_of<T>(data, place * rows_ + first - first_row_, width);
-  }
+  // A row's, of a step's or node's.
+  long place(long step, long row) const { return step * rows_ + row - first_row_; }
+
+  Out at(T* data, long step, long first, long width) const { return rows_of<T>(data, place(step, first), width); }
 
   const Layer<T>& layer_;
-  T *cells_, *gates_, *node_h_, *node_c_, *path_;
+  T* cells_;
+  void* gates_;
+  bool rounded_ = false;
+  T *node_h_, *node_c_, *path_;
   long rows_;
   long first_row_ = 0, first_step_ = 0, first_node_ = 0, first_pyramid_ = 0, segment_ = 0;  // what lies first
   long steps_ = INT64_MAX, paths_ = INT64_MAX;  // how many are there before one takes the place of another

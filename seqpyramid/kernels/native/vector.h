@@ -12,8 +12,11 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 #define SEQPYRAMID_VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define SEQPYRAMID_VECTOR_BYTES 32
@@ -35,6 +38,8 @@ struct VectorTypes<float> {
   typedef float value __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES)));
   typedef float memory __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES), aligned(4), may_alias));
   typedef int32_t bits __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES)));
+  typedef int16_t shorts __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES / 2)));
+  typedef uint16_t unsigned_shorts __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES / 2)));
   static constexpr int mantissa = 23, bias = 127, terms = 7;
   static constexpr float largest = 88.f, smallest = -87.f;
   // ln 2 in two parts; the first has so few digits that its product with an exponent is exact.
@@ -46,6 +51,8 @@ struct VectorTypes<double> {
   typedef double value __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES)));
   typedef double memory __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES), aligned(8), may_alias));
   typedef int64_t bits __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES)));
+  typedef int16_t shorts __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES / 4)));
+  typedef uint16_t unsigned_shorts __attribute__((vector_size(SEQPYRAMID_VECTOR_BYTES / 4)));
   static constexpr int mantissa = 52, bias = 1023, terms = 13;
   static constexpr double largest = 709., smallest = -708.;
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
@@ -77,6 +84,17 @@ SEQPYRAMID_INLINE void store(T* p, Vector<T> v) {
 template <class T>
 SEQPYRAMID_INLINE Vector<T> broadcast(T x) {
   return x - Vector<T>{};
+}
+
+// 1.5 * 2^mantissa: added to a number it rounds that to an integer, which is left in the low bits.
+template <class T>
+constexpr T ROUNDING = T(3) * T(int64_t(1) << (VectorTypes<T>::mantissa - 1));
+
+template <class T>
+SEQPYRAMID_INLINE typename VectorTypes<T>::bits bits_of(Vector<T> v) {
+  typename VectorTypes<T>::bits bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
 }
 
 // The greater of two, lane by lane; NaN if b is.
@@ -151,15 +169,14 @@ SEQPYRAMID_INLINE Vector<T> clamp(Vector<T> x, T low, T high) {
 // x outside the limits of VectorTypes counts as the limit; NaN comes out as NaN.
 //
 // With n = round(x / ln 2) and r = x - n ln 2 the Taylor series of exp(r) - 1 is off by less than a tenth of a
-// rounding error after `terms` terms. Adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits.
+// rounding error after `terms` terms.
 template <class T>
 SEQPYRAMID_INLINE Exponential<T> exponential(Vector<T> x) {
   using Types = VectorTypes<T>;
   using Bits = typename Types::bits;
   x = clamp<T>(x, Types::smallest, Types::largest);
-  constexpr T magic = T(3) * T(int64_t(1) << (Types::mantissa - 1));
-  const Vector<T> shifted = x * T(1.44269504088896340736) + magic;
-  const Vector<T> n = shifted - magic;
+  const Vector<T> shifted = x * T(1.44269504088896340736) + ROUNDING<T>;
+  const Vector<T> n = shifted - ROUNDING<T>;
   const Vector<T> r = (x - n * Types::ln2_high) - n * Types::ln2_low;
 
   constexpr T factorial[] = {1.,     1.,      2.,       6.,        24.,        120.,        720.,
@@ -168,9 +185,7 @@ SEQPYRAMID_INLINE Exponential<T> exponential(Vector<T> x) {
   _Pragma("GCC unroll 16")
   for (int k = Types::terms - 1; k >= 1; --k) series = series * r + T(1) / factorial[k];
 
-  Bits exponent;
-  std::memcpy(&exponent, &shifted, sizeof exponent);
-  exponent = (exponent + Types::bias) << Types::mantissa;  // the magic number's own bits are shifted out
+  const Bits exponent = (bits_of<T>(shifted) + Types::bias) << Types::mantissa;  // those of ROUNDING are shifted out
   Vector<T> scale;
   std::memcpy(&scale, &exponent, sizeof scale);
   return {scale, series * r};
@@ -182,31 +197,63 @@ SEQPYRAMID_INLINE Vector<T> exp(Vector<T> x) {
   return e.scale * e.rest + e.scale;
 }
 
+#if defined(__AVX2__) || defined(__AVX512F__)
+#define SEQPYRAMID_QUICK_SQUASH
+
+// The greater and the lesser of two; of two numbers with a NaN among them, the second.
+SEQPYRAMID_INLINE Vector<float> greater_or_second(Vector<float> a, Vector<float> b) {
 #if defined(__AVX512F__)
-// squash in float32 with AVX-512, operation by operation for all K: each of them waits some 70 cycles from its first to its
-// last, and one after the other too few would be under way.
+  return _mm512_maskz_max_ps(0xffff, a, b);
+#else
+  return _mm256_max_ps(a, b);
+#endif
+}
+
+SEQPYRAMID_INLINE Vector<float> lesser_or_second(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_ps(0xffff, a, b);
+#else
+  return _mm256_min_ps(a, b);
+#endif
+}
+
+// n = round(t) is taken off t; 2^n comes back. |t| <= 120.
+SEQPYRAMID_INLINE Vector<float> take_power(Vector<float>& t) {
+#if defined(__AVX512F__)
+  const Vector<float> n =
+      _mm512_maskz_roundscale_ps(0xffff, t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  t -= n;
+  return _mm512_maskz_scalef_ps(0xffff, broadcast<float>(1.f), n);
+#else
+  constexpr float rounding = ROUNDING<float> + VectorTypes<float>::bias;
+  const Vector<float> shifted = t + rounding;
+  t -= shifted - rounding;
+  const VectorTypes<float>::bits exponent = bits_of<float>(shifted) << 23;
+  Vector<float> power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return power;
+#endif
+}
+
+// squash in float32, operation by operation for all K: each of them waits some 70 cycles from its first to its last, and
+// one after the other too few would be under way.
 //
 // With t = x / ln 2 and n = round(t), f = t - n is exact and (2^f - 1) / f a polynomial (interpolated at Chebyshev's
 // points of [-1/2, 1/2], off by 1.3e-8). The rounding of t costs exp(x) |x| rounding errors, of which a sigmoid or tanh
-// keeps less than one. Newton's step doubles the 14 bits of the reciprocal, which a division would find in eight times
-// the time of a product.
+// keeps less than one. With AVX-512 one of Newton's steps doubles the 14 bits of an estimated reciprocal, which a division
+// would find in eight times the time of a product; vectors of half the width divide in less.
 template <unsigned TANH, int K>
-SEQPYRAMID_INLINE void squash512(Vector<float> (&x)[K]) {
+SEQPYRAMID_INLINE void quick_squash(Vector<float> (&x)[K]) {
   using V = Vector<float>;
-  constexpr __mmask16 ALL = 0xffff;
   constexpr float log2_e = 1.44269504f;
   constexpr float c[] = {6.9314718e-1f, 2.4022651e-1f, 5.550357e-2f, 9.618083e-3f, 1.3390863e-3f, 1.5453163e-4f};
-  const V one = broadcast<float>(1.f);
   V f[K], n[K], y[K];
 #define SEQPYRAMID_EACH _Pragma("GCC unroll 16") for (int k = 0; k < K; ++k)
   SEQPYRAMID_EACH f[k] = x[k] * (TANH >> k & 1 ? 2 * log2_e : -log2_e);
-  // of two numbers with a NaN among them these give the second
-  SEQPYRAMID_EACH f[k] = _mm512_maskz_max_ps(ALL, broadcast<float>(-120.f), f[k]);
-  SEQPYRAMID_EACH f[k] = _mm512_maskz_min_ps(ALL, broadcast<float>(120.f), f[k]);
-  SEQPYRAMID_EACH n[k] = _mm512_maskz_roundscale_ps(ALL, f[k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  SEQPYRAMID_EACH f[k] -= n[k];
+  SEQPYRAMID_EACH f[k] = greater_or_second(broadcast<float>(-120.f), f[k]);
+  SEQPYRAMID_EACH f[k] = lesser_or_second(broadcast<float>(120.f), f[k]);
+  SEQPYRAMID_EACH n[k] = take_power(f[k]);
   SEQPYRAMID_EACH y[k] = f[k] * c[5] + c[4];
-  SEQPYRAMID_EACH n[k] = _mm512_maskz_scalef_ps(ALL, one, n[k]);
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[3];
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[2];
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[1];
@@ -215,11 +262,29 @@ SEQPYRAMID_INLINE void squash512(Vector<float> (&x)[K]) {
   SEQPYRAMID_EACH n[k] += TANH >> k & 1 ? -1.f : 1.f;
   SEQPYRAMID_EACH f[k] = f[k] * y[k] + n[k];                         // exp(2x) - 1, exp(-x) + 1
   SEQPYRAMID_EACH n[k] = TANH >> k & 1 ? f[k] + 2.f : f[k];
-  SEQPYRAMID_EACH y[k] = _mm512_maskz_rcp14_ps(ALL, n[k]);
+#if defined(__AVX512F__)
+  SEQPYRAMID_EACH y[k] = _mm512_maskz_rcp14_ps(0xffff, n[k]);
   SEQPYRAMID_EACH n[k] = 1.f - n[k] * y[k];
   SEQPYRAMID_EACH y[k] += y[k] * n[k];
   SEQPYRAMID_EACH x[k] = TANH >> k & 1 ? f[k] * y[k] : y[k];
+#else
+  SEQPYRAMID_EACH x[k] = (TANH >> k & 1 ? f[k] : broadcast<float>(1.f)) / n[k];
+#endif
 #undef SEQPYRAMID_EACH
+}
+
+// GROUP at a time: more would not fit the registers.
+template <unsigned TANH, int GROUP, int K>
+SEQPYRAMID_INLINE void quick_squash_in_groups(Vector<float> (&x)[K]) {
+  if constexpr (K <= GROUP) {
+    quick_squash<TANH>(x);
+  } else {
+    Vector<float> group[GROUP], rest[K - GROUP];
+    for (int k = 0; k < K; ++k) (k < GROUP ? group[k] : rest[k - GROUP]) = x[k];
+    quick_squash<TANH>(group);
+    quick_squash_in_groups<(TANH >> GROUP), GROUP>(rest);
+    for (int k = 0; k < K; ++k) x[k] = k < GROUP ? group[k] : rest[k - GROUP];
+  }
 }
 #endif
 
@@ -228,8 +293,8 @@ SEQPYRAMID_INLINE void squash512(Vector<float> (&x)[K]) {
 //   sigmoid(x) = 1 / (1 + exp(-x));  tanh(x) = m / (m + 2), m = exp(2x) - 1, which loses no digits near 0
 template <class T, unsigned TANH, int K>
 SEQPYRAMID_INLINE void squash(Vector<T> (&x)[K]) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return squash512<TANH>(x);
+#if defined(SEQPYRAMID_QUICK_SQUASH)
+  if constexpr (std::is_same_v<T, float>) return quick_squash_in_groups<TANH, SEQPYRAMID_VECTOR_BYTES == 64 ? 16 : 4>(x);
 #endif
   for (int k = 0; k < K; ++k)
     if (TANH >> k & 1) {
