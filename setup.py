@@ -27,7 +27,6 @@ QUIET = "-Wall -Wextra -Wno-psabi -Wno-ignored-attributes -Wno-unknown-pragmas -
 
 LEVELS = {
     "x86_64": {
-        "x86_64_amx": "-march=x86-64-v4 -mprefer-vector-width=512 -mamx-tile -mamx-bf16",
         "x86_64_v4": "-march=x86-64-v4 -mprefer-vector-width=512",
         "x86_64_v3": "-march=x86-64-v3",
         "x86_64": "-march=x86-64",
@@ -36,6 +35,9 @@ LEVELS = {
     "aarch64": {"aarch64": "-fno-schedule-insns -Wno-ignored-optimization-argument"},
 }
 """Architecture -> level -> the compiler's flags; seqpyramid/kernels/library.py knows the same levels."""
+
+IF_KNOWN = {"x86_64_v4": "-mamx-tile -mamx-bf16"}
+"""More flags of a level where the compiler knows them; the library asks the processor before it makes use of them."""
 
 
 class BuildKernels(build_ext):
@@ -83,10 +85,12 @@ def build(compiler: list[str], levels: dict[str, str], folder: Path, temporary: 
     """Compile every source for every level, then link one library a level; what went wrong, by level."""
     sources = sorted((ROOT / NATIVE).glob("*.cpp"))
 
+    more = {level: flags for level, flags in IF_KNOWN.items() if level in levels and knows(compiler, flags)}
+
     def compile_one(level: str, source: Path) -> Path:
         target = temporary / level / f"{source.stem}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = f"{FLAGS} {QUIET} {levels[level]}".split()
+        flags = f"{FLAGS} {QUIET} {levels[level]} {more.get(level, '')}".split()
         run([*compiler, *flags, "-c", str(source), "-o", str(target)])
         return target
 
@@ -105,6 +109,15 @@ def build(compiler: list[str], levels: dict[str, str], folder: Path, temporary: 
                 continue
             unfinished.replace(library)  # a process that has the old one loaded keeps it
     return failures
+
+
+def knows(compiler: list[str], flags: str) -> bool:
+    """Whether the compiler takes some flags."""
+    try:
+        run([*compiler, *flags.split(), "-x", "c++", "-fsyntax-only", os.devnull])
+    except (subprocess.CalledProcessError, OSError):
+        return False
+    return True
 
 
 def run(command: list[str]) -> None:

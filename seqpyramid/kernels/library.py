@@ -20,12 +20,9 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "native"
 
-_V4 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"})
-
 LEVELS: dict[str, dict[str, frozenset[str]]] = {
     "x86_64": {
-        "x86_64_amx": _V4 | {"amx_tile", "amx_bf16"},
-        "x86_64_v4": _V4,
+        "x86_64_v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}),
         "x86_64_v3": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
         "x86_64": frozenset(),
     },
@@ -80,19 +77,17 @@ def processor_flags(description: Path = Path("/proc/cpuinfo")) -> frozenset[str]
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Load one library, and let it make the process ready for it.
+    """Load one library, and let it use AMX where the processor and the system have it.
 
     Raises:
-        OSError: it is not there, was made for another system, or the system refuses it registers that it needs.
+        OSError: it is not there, or was made for another system.
         StaleLibraryError: it was built from other sources.
     """
     library = ctypes.CDLL(str(path))
     try:
-        code = library.seqpyramid_get_ready()
+        library.seqpyramid_use_tiles(1)
     except AttributeError:
         raise _stale() from None
-    if code:
-        raise OSError(f"the system keeps the registers for {path} to itself")
     return library
 
 
@@ -159,6 +154,13 @@ def vector_bytes() -> int:
     library = load()
     assert library is not None  # callers asked available()
     return int(library.seqpyramid_vector_bytes())
+
+
+def tiles() -> bool:
+    """Whether float32 products run on AMX's tiles."""
+    library = load()
+    assert library is not None  # callers asked available()
+    return bool(library.seqpyramid_tiles())
 
 
 def gates_width(hidden: int, dtype: torch.dtype) -> int:

@@ -79,7 +79,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _kernels() -> str:
     if not ready():
         return "plain"
-    return f"compiled, vectors of {library.vector_bytes()} bytes, {library.threads()} threads"
+    tiles = ", products on AMX" if library.tiles() else ""
+    return f"compiled, vectors of {library.vector_bytes()} bytes{tiles}, {library.threads()} threads"
 
 
 def _cpu_name() -> str:

@@ -21,14 +21,10 @@ LEVELS = [
     if library.library_file(level).exists()
 ]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-EMULATED = [
-    level
-    for level in ("x86_64_amx",)
-    if COMPILER
-    and "x86_64_v3" in LEVELS
-    and level not in LEVELS  # what stands in for its vectors needs that much
-]
-"""Levels that this processor cannot run, but for tests in plain C++ (``emulated/immintrin.h``)."""
+WITH_TILES = "x86_64_v4 with AMX"
+"""The widest level where the processor has tiles; elsewhere emulated in plain C++ (``emulated/immintrin.h``)."""
+EVERY_LEVEL = [*LEVELS, *([WITH_TILES] if COMPILER and "x86_64_v3" in LEVELS else [])]
+"""That and the levels that run here, on vectors."""
 
 needs_kernels = pytest.mark.skipif(
     not LEVELS, reason="no compiled kernels (python setup.py build_ext --inplace)"
@@ -56,7 +52,8 @@ FIRST_AND_LAST = list(dict.fromkeys((LEVELS or ["none"])[k] for k in (0, -1)))
 def level_flags(level: str) -> list[str]:
     """What setup.py compiles a level with."""
     levels: dict[str, dict[str, str]] = from_setup("LEVELS")
-    return next((known[level].split() for known in levels.values() if level in known), [])
+    more = from_setup("IF_KNOWN").get(level, "")
+    return next((f"{known[level]} {more}".split() for known in levels.values() if level in known), [])
 
 
 @contextmanager

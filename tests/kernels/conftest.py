@@ -1,8 +1,9 @@
-"""Every level of the architecture: what this processor cannot run is emulated."""
+"""Every level of the architecture, and the widest one with AMX, which is emulated where the processor has none."""
 
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,24 +11,30 @@ import pytest
 from filelock import FileLock
 
 from seqpyramid.kernels import library
-from tests.kernels import COMPILER, EMULATED, LEVELS, from_setup, level_flags
+from tests.kernels import COMPILER, EVERY_LEVEL, WITH_TILES, from_setup, level_flags
 
 
-@pytest.fixture(params=[*LEVELS, *EMULATED])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each level in turn, its kernels in place of those that would be chosen here."""
+@pytest.fixture(params=EVERY_LEVEL)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each in turn, its kernels in place of those that would be chosen here."""
     name: str = request.param
-    if name in EMULATED:
-        compiled: ctypes.CDLL = request.getfixturevalue("emulated")
-    else:
+    with_tiles = name == WITH_TILES
+    if not with_tiles:
         compiled = library.open_library(library.library_file(name))
+    elif library.available() and library.tiles():
+        compiled = library.open_library(library.library_file("x86_64_v4"))
+    else:
+        compiled = request.getfixturevalue("emulated")
     monkeypatch.setattr(library, "load", lambda: compiled)
-    return name
+    compiled.seqpyramid_use_tiles(with_tiles)
+    assert library.tiles() == with_tiles
+    yield name
+    compiled.seqpyramid_use_tiles(1)  # as whoever else has it loaded found it
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The widest level's kernels, made of what every x86-64-v3 has; there is no permission to ask for."""
+    """The widest level's kernels, made of what every x86-64-v3 has."""
     # Processes that share the work (pytest-xdist) share the library: their folders have one parent.
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated"
@@ -35,7 +42,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     with FileLock(folder.with_suffix(".lock")):
         if not path.exists():
             _compile_emulated(path)
-    return ctypes.CDLL(str(path))
+    return library.open_library(path)
 
 
 def _compile_emulated(path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import Segment, lstm_layer
 from seqpyramid.models.cells import LSTMCell
-from tests.kernels import assert_same, needs_kernels, running
+from tests.kernels import WITH_TILES, assert_same, needs_kernels, running
 
 pytestmark = needs_kernels
 
@@ -314,7 +314,7 @@ def test_float32_is_as_exact_as_the_loop(level: str) -> None:
             found.append([h, c, *torch.autograd.grad((h * c).sum(), [leaf, *of.parameters()])])
     for truth, loop, kernel in zip(*found, strict=True):
         errors = [(part.detach().double() - truth.detach()).pow(2).mean().sqrt() for part in (loop, kernel)]
-        assert errors[1] < (2 if level == "x86_64_amx" else 5) * errors[0]
+        assert errors[1] < (2 if level == WITH_TILES else 5) * errors[0]
 
 
 @pytest.mark.parametrize(("scale", "share"), [(1e-30, 0.001), (1e-34, 0.02), (1e-37, 1.001)])

@@ -97,7 +97,8 @@ int run_tp_rnn(const int64_t* lengths, bool top_down) {
 int main() {
   std::vector<int64_t> full(B, T), ragged(B);
   for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row * (T - 1) / (B - 1);
-  int code = seqpyramid_get_ready();
+  seqpyramid_use_tiles(1);
+  int code = 0;
   for (const int64_t* lengths : {full.data(), ragged.data()})
     code |= run_lstm(lengths) | run_tp_rnn(lengths, true) | run_tp_rnn(lengths, false);
   return code;
@@ -128,7 +129,8 @@ int run(Kernel forward, Kernel backward, long gates, long biases, long planes, c
 int main() {
   std::vector<int64_t> full(B, T), ragged(B);
   for (long row = 0; row < B; ++row) ragged[size_t(row)] = T - row * (T - 1) / (B - 1);
-  int code = seqpyramid_get_ready();
+  seqpyramid_use_tiles(1);
+  int code = 0;
   for (const int64_t* lengths : {full.data(), ragged.data()}) {
     code |= run(seqpyramid_elman_tanh_forward_float32, seqpyramid_elman_tanh_backward_float32, 1, 1, 0, lengths);
     code |= run(seqpyramid_elman_relu_forward_float32, seqpyramid_elman_relu_backward_float32, 1, 1, 0, lengths);

@@ -47,7 +47,7 @@ struct GruCell {
   template <class T>
   static void forward(const GruWeights<T>& w, StepForward<T> s, GruWork<T>& work) {
     if constexpr (ON_TILES<T>)
-      while (s.rows >= FEWEST_TILED_ROWS) {
+      while (s.rows >= fewest_tiled_rows) {
         const long group = std::min(s.rows, TILED_ROWS);
         gru_step_on_tiles(w, s.first(group), work);
         s = s.from(group);
@@ -58,7 +58,7 @@ struct GruCell {
   template <class T>
   static void backward(const GruWeights<T>& w, StepBackward<T> s, GruGradients<T>& sums, GruWork<T>& work) {
     if constexpr (ON_TILES<T>)
-      while (s.rows >= FEWEST_TILED_ROWS) {
+      while (s.rows >= fewest_tiled_rows) {
         const long group = std::min(s.rows, TILED_ROWS);
         gru_step_backward_on_tiles(w, s.first(group), sums, work);
         s = s.from(group);

@@ -50,7 +50,7 @@ struct GruWeights : StateWeights<T> {
         layout(a.hidden),
         inputs(a.inputs),
         hidden(a.hidden),
-        tiled(ON_TILES<T> && a.batch >= FEWEST_TILED_ROWS) {
+        tiled(ON_TILES<T> && a.batch >= fewest_tiled_rows) {
     if constexpr (ON_TILES<T>)
       if (tiled) {
         make_pairs();
@@ -209,7 +209,7 @@ struct GruGradients : StateGradients<T> {
   }
 };
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
+#if defined(SEQPYRAMID_TILES)
 
 // h and the kept numbers of R rows and one block, whose sums stand GATES V apart. Of a narrow block each store leaves
 // its surplus where the next will stand; the lanes past the block are cleared of h.

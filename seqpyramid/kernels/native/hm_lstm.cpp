@@ -108,7 +108,7 @@ struct Weights {
           for (long n = 0; n < block.lanes(); ++n)
             backward.data()[(block.gates() + n) * stride + k] = forward.data()[panel(block) + k * block.lanes() + n];
     if constexpr (ON_TILES<T>)
-      if (batch >= FEWEST_TILED_ROWS) pack_tiles(both);
+      if (batch >= fewest_tiled_rows) pack_tiles(both);
   }
 
   // Where the parts of X that the boundaries gate begin.
@@ -301,7 +301,7 @@ struct Forward : Worker<T> {
         sums(size_t(SLICE_ROWS * SUMS)) {
     long most = 0;
     for (const Weights<T>& w : problem.weights) most = std::max(most, left_stride(w.K));
-    if (ON_TILES<T>) left = Buffer<Bf16>(size_t(SLICE_ROWS * most));
+    if (ON_TILES<T> && tiles_run()) left = Buffer<Bf16>(size_t(SLICE_ROWS * most));
   }
 
   Rows<const T> of(const std::vector<Buffer<T>>& state, long l) const {
@@ -355,7 +355,7 @@ struct Forward : Worker<T> {
     this->gather_own(l, read, of(h, l));
     for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
     T* kept = layer.gates ? at_step<T>(call, layer.gates, t, first, w.layout.stride) : nullptr;
-    if (ON_TILES<T> && working >= FEWEST_TILED_ROWS)
+    if (ON_TILES<T> && working >= fewest_tiled_rows)
       advance_on_tiles(l, kept);
     else
       for (const Block& block : w.layout.blocks) advance(l, block, kept);
@@ -528,7 +528,7 @@ struct Backward : Worker<T> {
       sums.emplace_back(w);
       waiting.emplace_back(w);
     }
-    if constexpr (ON_TILES<T>) {
+    if (ON_TILES<T> && tiles_run()) {
       long most = 0;
       for (const Weights<T>& w : problem.weights) most = std::max(most, w.stride / TILE * PIECES * TILE_SIZE);
       left = Buffer<Bf16>(size_t(2 * SLICE_ROWS * left_stride(SUMS)));
@@ -613,7 +613,7 @@ struct Backward : Worker<T> {
       scale(d_X[l].data() + n * w.stride, d_x_z[n], w.boundary.data(), w.stride);
       if (w.has_boundary) add(sums[l].boundary.data(), d_x_z[n], X[l].data() + n * w.stride, w.stride);
     }
-    if (ON_TILES<T> && moving >= FEWEST_TILED_ROWS)
+    if (ON_TILES<T> && moving >= fewest_tiled_rows)
       go_back_on_tiles(t, l);
     else if (moving > 0)
       go_back(t, l);
@@ -755,7 +755,7 @@ struct Backward : Worker<T> {
 
   void add_waiting(long l) {
     const Weights<T>& w = problem.weights[l];
-    if (ON_TILES<T> && waiting[l].rows >= FEWEST_TILED_ROWS)
+    if (ON_TILES<T> && waiting[l].rows >= fewest_tiled_rows)
       add_waiting_on_tiles(l);
     else
       for (const Block& block : w.layout.blocks)

@@ -15,6 +15,11 @@
 
 using namespace seqpyramid;
 
+namespace seqpyramid {
+SEQPYRAMID_LSTM_CELL(, float)
+SEQPYRAMID_LSTM_CELL(, double)
+}  // namespace seqpyramid
+
 extern "C" struct LstmArguments {
   int64_t size, batch, time, inputs, hidden, threads;
   const int64_t* lengths;                      // (B,), not increasing

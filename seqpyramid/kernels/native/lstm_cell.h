@@ -44,7 +44,7 @@ struct LstmWeights {
         recurrent(pack_forward(layout, weight_hh, hidden_)),
         bias(pack_forward(layout, bias_, 1)) {
     if constexpr (ON_TILES<T>)
-      if (batch >= FEWEST_TILED_ROWS)
+      if (batch >= fewest_tiled_rows)
         sources = RightFactor<T>(depth(), layout.gates, [&](long k, long tile) { return weights_of(k, tile); });
   }
 
@@ -75,6 +75,7 @@ struct LstmWork {
 
   LstmWork(const LstmWeights<T>& w, long rows) : da(size_t((rows * GATES + 1) * LANES<T>)) {
     if constexpr (ON_TILES<T>) {
+      if (!tiles_run()) return;
       constexpr long BLOCK = GATES * TILE;
       sources = Sources<T>(w.hidden, w.inputs, w.hidden + w.inputs);
       a = Buffer<T>(size_t(2 * TILED_ROWS * BLOCK));
@@ -183,7 +184,7 @@ template <class T>
 void lstm_step(const LstmWeights<T>& w, long rows, Rows<const T> x, Rows<const T> h_before, Rows<const T> c_before,
                KeptGates<T> gates, Rows<T> h, Rows<T> c, LstmWork<T>& work) {
   if constexpr (ON_TILES<T>)
-    while (rows >= FEWEST_TILED_ROWS) {
+    while (rows >= fewest_tiled_rows) {
       const long group = std::min(rows, TILED_ROWS);
       lstm_step_on_tiles(w, group, x, h_before, c_before, gates, h, c, work);
       x = x.from(group), h_before = h_before.from(group), c_before = c_before.from(group);
@@ -240,7 +241,7 @@ struct LstmTransposed {
     if (with_input) input = pack_backward(layout, weight_ih, inputs);
     recurrent = pack_backward(layout, weight_hh, hidden);
     if constexpr (ON_TILES<T>)
-      for (size_t n = 0; batch >= FEWEST_TILED_ROWS && n < layout.blocks.size(); ++n) {
+      for (size_t n = 0; batch >= fewest_tiled_rows && n < layout.blocks.size(); ++n) {
         const Block& block = layout.blocks[n];
         sources.emplace_back(block.lanes(), layout.states + (with_input ? inputs_width : 0), [&](long k, long tile) {
           const long row = block.gates() + k, column = tile * TILE;
@@ -353,7 +354,7 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
                         Rows<const T> dh, Rows<T> dc, Rows<T> dh_before, Rows<T> dx, LstmGradients<T>& sums,
                         LstmWork<T>& work, Ahead ahead = {}) {
   if constexpr (ON_TILES<T>)
-    while (rows >= FEWEST_TILED_ROWS) {
+    while (rows >= fewest_tiled_rows) {
       const long group = std::min(rows, TILED_ROWS);
       lstm_step_backward_on_tiles(w, transposed, group, x, h_before, c_before, gates, s, dh, dc, dh_before, dx, sums,
                                   work, ahead);
@@ -389,5 +390,18 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
     add_product(w.inputs, vectors, rows, x.data, 1, x.stride, da, N, sums.at(block, w.hidden), N);
   }
 }
+
+// Compiled with lstm.cpp, once for all that use them.
+#define SEQPYRAMID_LSTM_CELL(prefix, T)                                                                              \
+  prefix template void lstm_step<T>(const LstmWeights<T>&, long, Rows<const T>, Rows<const T>, Rows<const T>,        \
+                                    KeptGates<T>, Rows<T>, Rows<T>, LstmWork<T>&);                                   \
+  prefix template void lstm_recall<T>(const LstmWeights<T>&, long, KeptGates<T>, Rows<const T>, Rows<T>, Rows<T>);   \
+  prefix template void lstm_step_backward<T>(const LstmWeights<T>&, const LstmTransposed<T>&, long, Rows<const T>,   \
+                                             Rows<const T>, Rows<const T>, KeptGates<T>, Rows<const T>,              \
+                                             Rows<const T>, Rows<T>, Rows<T>, Rows<T>, LstmGradients<T>&,            \
+                                             LstmWork<T>&, Ahead);
+
+SEQPYRAMID_LSTM_CELL(extern, float)
+SEQPYRAMID_LSTM_CELL(extern, double)
 
 }  // namespace seqpyramid

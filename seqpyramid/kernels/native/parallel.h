@@ -36,7 +36,7 @@ struct Slice {
 // does not depend on the threads, and neither does any result.
 inline long slice_count(long batch, long threads) {
   long rows = std::clamp((batch + 3) / 4, 8L, 32L);
-  if (ON_TILES<float> && rows < TILE) rows = std::clamp((batch + 1) / 2, 8L, 32L);
+  if (tiles_run() && rows < TILE) rows = std::clamp((batch + 1) / 2, 8L, 32L);
   return std::max((batch + rows - 1) / rows, std::min(threads, batch));
 }
 

@@ -13,15 +13,19 @@
 // The factors lie as a product reads them: a left factor has each piece of a row as whole blocks of 32 numbers, a right
 // factor the three pieces of one block after the other, so that each tile of it that is loaded serves up to three products.
 //
-// A library with this in it is loaded only where the processor and the system have AMX.
+// Whether the processor and the system have AMX turns out when the library gets ready (library.cpp); until then, and
+// without, no product is given to tiles.
 #pragma once
+
+#include <climits>
 
 #include "tile.h"
 
 namespace seqpyramid {
 
-// Whether products of matrices of T run on tiles.
+// Whether products of matrices of T may run on tiles: there is code for it.
 #if defined(__AMX_BF16__) && defined(__AVX512BW__)
+#define SEQPYRAMID_TILES
 template <class T>
 constexpr bool ON_TILES = std::is_same_v<T, float>;
 #else
@@ -36,7 +40,12 @@ constexpr long TILE_DEPTH = 32;            // bfloat16 in a row of a tile
 constexpr long TILE_SIZE = TILE * TILE_DEPTH;
 constexpr long PIECES = 3;
 constexpr long TILED_ROWS = 2 * TILE;      // rows of a left factor at most
-constexpr long FEWEST_TILED_ROWS = 12;     // below, vectors are faster
+
+// Rows from which on products run on tiles; below, vectors are faster.
+constexpr long WORTH_TILES = 12;
+inline long fewest_tiled_rows = LONG_MAX;  // WORTH_TILES, or more than there ever are: no tiles
+
+inline bool tiles_run() { return fewest_tiled_rows == WORTH_TILES; }
 
 // Blocks of TILE_DEPTH that hold n.
 constexpr long depth_blocks(long n) { return (n + TILE_DEPTH - 1) / TILE_DEPTH; }
@@ -49,12 +58,13 @@ struct Depth {
   long first, last;
 };
 
-#if defined(__AMX_BF16__) && defined(__AVX512BW__)
+#if defined(SEQPYRAMID_TILES)
 
 // The tiles of this thread, all of full size, for as long as this lives.
 class TileSession {
  public:
   TileSession() {
+    if (!tiles_run()) return;
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
@@ -63,7 +73,9 @@ class TileSession {
     for (int tile = 0; tile < 8; ++tile) shape.row_bytes[tile] = 64, shape.rows[tile] = TILE;
     _tile_loadconfig(&shape);
   }
-  ~TileSession() { _tile_release(); }
+  ~TileSession() {
+    if (tiles_run()) _tile_release();
+  }
   TileSession(const TileSession&) = delete;
   TileSession& operator=(const TileSession&) = delete;
 };

@@ -217,42 +217,37 @@ SEQPYRAMID_INLINE Vector<float> lesser_or_second(Vector<float> a, Vector<float> 
 #endif
 }
 
-// n = round(t) is taken off t; 2^n comes back. |t| <= 120.
-SEQPYRAMID_INLINE Vector<float> take_power(Vector<float>& t) {
+// With n the integer nearest to x a / ln 2: x a / ln 2 - n, and 2^n in `power`. |x a| < 84; a is a small integer.
+SEQPYRAMID_INLINE Vector<float> take_power(Vector<float> x, float a, Vector<float>& power) {
+  constexpr float high = 1.44269502f, low = 1.92596303e-8f;  // 1 / ln 2 in two parts
 #if defined(__AVX512F__)
   const Vector<float> n =
-      _mm512_maskz_roundscale_ps(0xffff, t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  t -= n;
-  return _mm512_maskz_scalef_ps(0xffff, broadcast<float>(1.f), n);
+      _mm512_maskz_roundscale_ps(0xffff, x * (a * high), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  power = _mm512_maskz_scalef_ps(0xffff, broadcast<float>(1.f), n);
 #else
   constexpr float rounding = ROUNDING<float> + VectorTypes<float>::bias;
-  const Vector<float> shifted = t + rounding;
-  t -= shifted - rounding;
+  const Vector<float> shifted = x * (a * high) + rounding, n = shifted - rounding;
   const VectorTypes<float>::bits exponent = bits_of<float>(shifted) << 23;
-  Vector<float> power;
   std::memcpy(&power, &exponent, sizeof power);
-  return power;
 #endif
+  return x * (a * low) + (x * (a * high) - n);
 }
 
 // squash in float32, operation by operation for all K: each of them waits some 70 cycles from its first to its last, and
 // one after the other too few would be under way.
 //
-// With t = x / ln 2 and n = round(t), f = t - n is exact and (2^f - 1) / f a polynomial (interpolated at Chebyshev's
-// points of [-1/2, 1/2], off by 1.3e-8). The rounding of t costs exp(x) |x| rounding errors, of which a sigmoid or tanh
-// keeps less than one. With AVX-512 one of Newton's steps doubles the 14 bits of an estimated reciprocal, which a division
-// would find in eight times the time of a product; vectors of half the width divide in less.
+// With t = x / ln 2 and n = round(t), (2^f - 1) / f of f = t - n is a polynomial (interpolated at Chebyshev's points of
+// [-1/2, 1/2], off by 1.3e-8). With AVX-512 one of Newton's steps doubles the 14 bits of an estimated reciprocal, which
+// a division would find in eight times the time of a product; vectors of half the width divide in less.
 template <unsigned TANH, int K>
 SEQPYRAMID_INLINE void quick_squash(Vector<float> (&x)[K]) {
   using V = Vector<float>;
-  constexpr float log2_e = 1.44269504f;
   constexpr float c[] = {6.9314718e-1f, 2.4022651e-1f, 5.550357e-2f, 9.618083e-3f, 1.3390863e-3f, 1.5453163e-4f};
   V f[K], n[K], y[K];
 #define SEQPYRAMID_EACH _Pragma("GCC unroll 16") for (int k = 0; k < K; ++k)
-  SEQPYRAMID_EACH f[k] = x[k] * (TANH >> k & 1 ? 2 * log2_e : -log2_e);
-  SEQPYRAMID_EACH f[k] = greater_or_second(broadcast<float>(-120.f), f[k]);
-  SEQPYRAMID_EACH f[k] = lesser_or_second(broadcast<float>(120.f), f[k]);
-  SEQPYRAMID_EACH n[k] = take_power(f[k]);
+  SEQPYRAMID_EACH x[k] = greater_or_second(broadcast<float>(TANH >> k & 1 ? -41.f : -83.f), x[k]);
+  SEQPYRAMID_EACH x[k] = lesser_or_second(broadcast<float>(TANH >> k & 1 ? 41.f : 83.f), x[k]);
+  SEQPYRAMID_EACH f[k] = take_power(x[k], TANH >> k & 1 ? 2.f : -1.f, n[k]);
   SEQPYRAMID_EACH y[k] = f[k] * c[5] + c[4];
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[3];
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[2];
