@@ -39,8 +39,8 @@ The output module, equations (11) and (12) of the model, is a second call, :func
     \bar h = [g^1 \bar y^1; \dots; g^L \bar y^L] + \textstyle\sum_l \bar u^l w^l \\
     \bar W^e &\mathrel{+}= \bar s y^\top, \qquad \bar w^l \mathrel{+}= \bar u^l h
 
-Kept for the backward pass: the gates, c, h, z and x of every step, g and e; X and y are made again. D exists for one
-block of units of one layer at one step.
+Kept for the backward pass: the gates (in 16 bits each where ``rounded``, see :mod:`seqpyramid.kernels.lstm`), c, h, z
+and x of every step, g and e; X and y are made again. D exists for one block of units of one layer at one step.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, S sum of H, E embedding size.
 """
@@ -54,6 +54,7 @@ from torch import Tensor
 
 from seqpyramid.kernels import library
 from seqpyramid.kernels.library import pointer
+from seqpyramid.kernels.lstm import new_gates, padded
 
 State = tuple[Tensor, Tensor, Tensor]
 """h (B, H), c (B, H) and z (B, 1) of one layer."""
@@ -80,6 +81,8 @@ class Options(NamedTuple):
     soft: bool
     logistic: bool
     choice: bool
+    rounded: bool = False
+    """Whether gates are kept in 16 bits."""
 
 
 class LayerArguments(ctypes.Structure):
@@ -87,7 +90,6 @@ class LayerArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("hidden", "above", "below", "columns", "below_at", "boundary")),
-        *((name, ctypes.c_int64) for name in ("state_stride", "gate_stride")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "first_h", "first_c", "first_z")),
         *((name, ctypes.c_void_p) for name in ("last_h", "last_c", "last_z", "cells", "gates")),
         *((name, ctypes.c_void_p) for name in ("d_weight", "d_bias", "d_h", "d_c", "d_z")),
@@ -99,7 +101,7 @@ class CallArguments(library.Arguments):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("layers", "steps", "batch", "threads")),
-        *((name, ctypes.c_int64) for name in ("soft", "logistic", "choice")),
+        *((name, ctypes.c_int64) for name in ("soft", "logistic", "choice", "rounded")),
         ("slope", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("lengths", "x")),
         *((name, ctypes.c_int64) for name in ("x_row", "x_step")),
@@ -158,7 +160,6 @@ class _Unroll(torch.autograd.Function):
         tensors = tuple(tensor if tensor is None else tensor.contiguous() for tensor in tensors)
         batch, time, _ = x.shape
         arguments = _arguments(x, lengths, sizes, options, tensors)
-        library.call("hm_lstm_layout", x.dtype, arguments)
         h = x.new_empty(time, batch, sum(hidden for hidden, _, _ in sizes))
         z = x.new_empty(time, batch, len(sizes))
         x_z = torch.empty_like(z) if keep else None
@@ -172,7 +173,8 @@ class _Unroll(torch.autograd.Function):
             after += last
             if keep:
                 saved = [
-                    x.new_empty(time, batch, stride) for stride in (layer.state_stride, layer.gate_stride)
+                    x.new_empty(time, batch, padded(hidden, x.dtype)),
+                    new_gates(x, time, batch, hidden, rounded=options.rounded),
                 ]
                 layer.cells, layer.gates = map(pointer, saved)
                 kept += saved
@@ -226,6 +228,7 @@ def _arguments(
     arguments.threads = library.threads()
     arguments.slope, arguments.soft = options.slope, options.soft
     arguments.logistic, arguments.choice = options.logistic, options.choice
+    arguments.rounded = options.rounded
     arguments.lengths = pointer(lengths)
     arguments.x, arguments.x_row, arguments.x_step = pointer(x), x.stride(0), x.stride(1)
     arguments.layer = (LayerArguments * len(sizes))()

@@ -26,7 +26,7 @@ RECOMPUTE: Any = Field(
 GATES_IN_16_BITS: Any = Field(
     default=False,
     description="keep the gates in 16 bits for the backward pass, in six tenths of the memory: it rounds gradients "
-    "(by 1e-5 of their norm over 784 steps) and no output",
+    "(an LSTM's by 1e-5 of their norm over 784 steps) and no output",
 )
 """The same."""
 
@@ -51,7 +51,7 @@ class LayerRun(NamedTuple):
     """As torch's layers return it."""
 
 
-def refuse_plain_training(*, recompute: bool, gates_in_16_bits: bool) -> None:
+def refuse_plain_training(*, recompute: bool = False, gates_in_16_bits: bool = False) -> None:
     """Say no where a model that shall keep less is about to be trained by its plain twin, which keeps everything.
 
     Raises:

@@ -75,6 +75,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CellInit, start_cell
+from seqpyramid.models.fused import GATES_IN_16_BITS, refuse_plain_training
 from seqpyramid.models.heads import HeadInit
 
 Boundaries = Literal["step", "sampling", "soft"]
@@ -128,6 +129,7 @@ class HMLSTMConfig(ModelConfig):
         default="torch", description="start of the weights in the cells and in (11) and (12)"
     )
     head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
+    gates_in_16_bits: bool = GATES_IN_16_BITS
 
     @property
     def carries_state(self) -> bool:
@@ -154,6 +156,10 @@ class HMLSTMConfig(ModelConfig):
             )
         if self.forget_bias and not self.cell_bias:
             found["forget_bias"] = "needs a bias to be added to; set cell_bias to true or leave it out"
+        if self.gates_in_16_bits and (self.layer_norm or self.boundaries == "sampling"):
+            found["gates_in_16_bits"] = (
+                "needs the compiled layers, which neither normalise nor draw boundaries; leave it out"
+            )
         if self.layer_norm and min(self.hidden_sizes) == 1:
             found["layer_norm"] = (
                 "turns a layer of one unit into a constant; give every layer two units or more"
@@ -190,6 +196,7 @@ class HMLSTM(SequenceModel):
         forget_bias: float = 0.0,
         init: CellInit = "torch",
         head_init: HeadInit = "torch",
+        gates_in_16_bits: bool = False,
     ) -> None:
         super().__init__(spec, summary_size=embedding_size, head_init=head_init)
         self.first_slope, self.slope_rate, self.max_slope = slope, slope_rate, max_slope
@@ -197,7 +204,7 @@ class HMLSTM(SequenceModel):
         self.register_buffer("slope", torch.tensor(float(slope)))
         self._slope_read: tuple[tuple[int, int], float] | None = None
         self.boundaries, self.boundary_gradient, self.summary = boundaries, boundary_gradient, summary
-        self.selection_gradient = selection_gradient
+        self.selection_gradient, self.gates_in_16_bits = selection_gradient, gates_in_16_bits
         self.cells = nn.ModuleList()
         for layer, hidden in enumerate(hidden_sizes):
             is_top = layer + 1 == len(hidden_sizes)
@@ -258,8 +265,10 @@ class HMLSTM(SequenceModel):
                 return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
             from seqpyramid.kernels.gpu import hm_lstm as gpu  # needs Triton
 
+            refuse_plain_training(gates_in_16_bits=self.gates_in_16_bits)
             if gpu.admits(layers, x.dtype):
                 return gpu.unroll(x, lengths, layers, states, self._kernel_options())
+        refuse_plain_training(gates_in_16_bits=self.gates_in_16_bits)
         return self._loop(x, lengths, states)
 
     @property
@@ -281,6 +290,7 @@ class HMLSTM(SequenceModel):
             soft=self.boundaries == "soft",
             logistic=self.boundary_gradient == "logistic",
             choice=self.selection_gradient == "arithmetic",
+            rounded=self.gates_in_16_bits,
         )
 
     def _loop(

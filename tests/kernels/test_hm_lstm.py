@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqpyramid import kernels
+from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.hm_lstm import HMLSTM
 from tests.kernels import FIRST_AND_LAST, level_flags, needs_kernels, running
@@ -54,6 +55,35 @@ def test_every_level_of_the_architecture(level: str) -> None:
     model = build([19, 12, 5], 3, carry=True)
     x, states = batch(model, 9, 6)
     assert_kernel(model, x, torch.arange(9) % 6 + 1, states)
+
+
+@pytest.mark.parametrize("rows", [7, 45])
+def test_gates_in_16_bits_round_gradients_and_nothing_else(level: str, rows: int) -> None:
+    found = []
+    for short in (False, True):
+        model = build([100, 41], 3, dtype=torch.float32, spread=0.1, carry=True, gates_in_16_bits=short)
+        x, states = batch(model, rows, 20)
+        h, z, _ = model._unroll(x, torch.arange(rows) * 7 % 20 + 1, states)
+        gradients = torch.autograd.grad(h.sin().sum() + z.sum(), [x, *model.cells.parameters()])
+        found.append(([h, z], gradients))
+    (exact, gradients), (same, rounded) = found
+    assert all(torch.equal(a, b) for a, b in zip(exact, same, strict=True))
+    assert 0 < exact[1].mean() < 1  # some boundaries are open, some closed
+    for a, b in zip(gradients, rounded, strict=True):
+        assert 0 < (a - b).norm() < 1e-4 * a.norm()
+
+
+def test_gates_in_16_bits_need_the_kernel() -> None:
+    for fields in ({"layer_norm": True}, {"boundaries": "sampling"}):
+        with pytest.raises(RecipeError, match="gates_in_16_bits: needs the compiled layers"):
+            build([4, 3], gates_in_16_bits=True, **fields)
+    model = build([4, 3], gates_in_16_bits=True)
+    x = torch.randn(2, 5, 2, dtype=torch.float64)
+    with running("plain"):
+        with torch.no_grad():
+            model(x, torch.tensor([5, 3]))
+        with pytest.raises(RecipeError, match=r"model\.gates_in_16_bits needs the compiled kernels"):
+            model(x, torch.tensor([5, 3]))
 
 
 @pytest.mark.parametrize("selection", ["arithmetic", "where"])
@@ -271,14 +301,14 @@ int main() {
       layer.hidden = H[l], layer.above = above, layer.below = below, layer.boundary = l + 1 < L;
       layer.columns = H[l] + above + below, layer.below_at = H[l] + above;
     }
-    if (seqpyramid_hm_lstm_layout_float32(&call)) return 1;
     for (long l = 0; l < L; ++l) {
       LayerCall& layer = layers[l];
       const long rows = 4 * H[l] + layer.boundary;
       layer.weight = make(rows * layer.columns, true), layer.bias = make(rows, true);
       layer.first_h = make(B * H[l], true), layer.first_c = make(B * H[l], true), layer.first_z = make(B, false);
       layer.last_h = make(B * H[l], false), layer.last_c = make(B * H[l], false), layer.last_z = make(B, false);
-      layer.cells = make(T * B * layer.state_stride, false), layer.gates = make(T * B * layer.gate_stride, false);
+      layer.cells = make(T * B * padded<float>(H[l]), false);
+      layer.gates = make(T * B * Layout<float>(H[l]).stride, false);
       layer.d_weight = make(rows * layer.columns, false), layer.d_bias = make(rows, false);
       layer.d_h = make(B * H[l], true), layer.d_c = make(B * H[l], true), layer.d_z = make(B, true);
     }
@@ -309,7 +339,7 @@ def test_sanitizers_find_nothing(sanitizer: str, level: str, tmp_path: Path) -> 
     source.write_text(DRIVER, encoding="utf-8")
     flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", f"-I{NATIVE}", f"-fsanitize={sanitizer}"]
     subprocess.run(
-        [compiler, *flags, *level_flags(level), "-fno-sanitize-recover=all", str(source), "-o", str(program)],
+        [compiler, *level_flags(level), *flags, "-fno-sanitize-recover=all", str(source), "-o", str(program)],
         check=True,
     )
     subprocess.run([program], check=True)

@@ -161,7 +161,7 @@ def test_no_race_and_no_stray_access(kernels: str, sanitizer: str, level: str, t
     includes = "\n".join(f'#include "{name}"' for name in included)
     source.write_text(DRIVER.replace("INCLUDES", includes) + body, encoding="utf-8")
     flags = f"-std=c++17 -O1 -g -pthread -fsanitize={sanitizer} -fno-sanitize-recover=all -Wno-psabi".split()
-    command = [COMPILER, *flags, *level_flags(level), "-Wno-ignored-attributes", "-I", str(library.FOLDER)]
+    command = [COMPILER, *level_flags(level), *flags, "-Wno-ignored-attributes", "-I", str(library.FOLDER)]
     command += [str(source)]
     subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
     finished = subprocess.run([str(program)], capture_output=True, text=True, check=False)

@@ -26,12 +26,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "gates.h"
 #include "interface.h"
+#include "kept_gates.h"
 #include "output_module.h"
 #include "parallel.h"
 #include "rows.h"
-#include "stream.h"
 #include "tile.h"
 #include "tiles.h"
 #include "vector.h"
@@ -45,11 +44,10 @@ struct LayerCall {
   int64_t hidden, above, below;              // H, and columns of the other two parts; above is 0 in the top layer
   int64_t columns, below_at;                 // of `weight`: row stride, and where the bottom-up columns begin
   int64_t boundary;                          // whether the layer has a z
-  int64_t state_stride, gate_stride;         // set by `layout`
   const void *weight, *bias;                 // (4 H + boundary, columns); no bias: null
   const void *first_h, *first_c, *first_z;   // (B, H), (B, H), (B)
   void *last_h, *last_c, *last_z;            // forward only
-  void *cells, *gates;                       // (T, B, state stride), (T, B, gate stride); null: keep nothing
+  void *cells, *gates;                       // (T, B, padded H), (T, B, gates' width); null: keep nothing
   void *d_weight, *d_bias;                   // zero on entry
   void *d_h, *d_c, *d_z;                     // of the last state on entry, of the first one on return
 };
@@ -60,6 +58,7 @@ struct Call {
   int64_t soft;      // z is z~ itself, not a step
   int64_t logistic;  // z~ is a logistic function, not a hard sigmoid
   int64_t choice;    // z learns from having chosen an operation
+  int64_t rounded;   // gates are kept in 16 bits (kept_gates.h)
   double slope;
   const int64_t* lengths;  // (B)
   const void* x;           // (B, T, F), the last axis contiguous
@@ -162,6 +161,12 @@ struct Mix {
 template <class T, class Data>
 T* at_step(const Call& call, Data* data, long t, long row, long stride) {
   return static_cast<T*>(data) + (t * call.batch + row) * stride;
+}
+
+// A layer's kept gates of step t, from a row of the batch on.
+template <class T>
+KeptGates<T> kept_at(const Call& call, const LayerCall& layer, long t, long row, long stride) {
+  return kept_gates<T>(layer.gates, t * call.batch + row, stride, call.rounded != 0);
 }
 
 // What all slices share.
@@ -354,7 +359,7 @@ struct Forward : Worker<T> {
     const long read = w.has_boundary ? long(going.size()) : working;
     this->gather_own(l, read, of(h, l));
     for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
-    T* kept = layer.gates ? at_step<T>(call, layer.gates, t, first, w.layout.stride) : nullptr;
+    const KeptGates<T> kept = kept_at<T>(call, layer, t, first, w.layout.stride);
     if (ON_TILES<T> && working >= fewest_tiled_rows)
       advance_on_tiles(l, kept);
     else
@@ -372,7 +377,7 @@ struct Forward : Worker<T> {
   // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
   // unit is finite and has no reader: its gradient is 0. The product is a loop of its own:
   // beside the constants of exp, GCC would not keep its sums on registers.
-  void advance(long l, const Block& block, T* kept) {
+  void advance(long l, const Block& block, KeptGates<T> kept) {
     const Weights<T>& w = problem.weights[l];
     std::fill_n(sums.data(), working * SUMS, T(0));
     const auto add_part = [&](long from, long to, long column, long depth) {
@@ -387,7 +392,7 @@ struct Forward : Worker<T> {
   }
 
   // All blocks of a layer, in groups of rows. While the tiles are at the sums of one block, vectors finish the one before.
-  void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] T* kept) {
+  void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] KeptGates<T> kept) {
     if constexpr (ON_TILES<T>) {
       const Weights<T>& w = problem.weights[l];
       for (long row = 0; row < working; ++row)
@@ -420,7 +425,7 @@ struct Forward : Worker<T> {
   }
 
   // Rows [from, to) of a block, from their sums to h.
-  void finish_rows(long l, const Block& block, T* block_sums, T* kept, long from, long to) {
+  void finish_rows(long l, const Block& block, T* block_sums, KeptGates<T> kept, long from, long to) {
     long row = from;
     for (; row + 2 <= to; row += 2) open_gates<2>(l, block, block_sums, row, kept);
     if (row < to) open_gates<1>(l, block, block_sums, row, kept);
@@ -428,16 +433,15 @@ struct Forward : Worker<T> {
   }
 
   template <int R>
-  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, T* kept, long from) {
+  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, KeptGates<T> kept, long from) {
     open_gates<R>(l, block, block_sums, from, kept);
     put_out<R>(l, block, block_sums, from);
   }
 
   // The gates of R rows, and with them c. What is kept of a whole block goes past the caches: the backward pass is far.
   template <int R>
-  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, T* kept) {
+  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> kept) {
     const Layout<T>& layout = problem.weights[l].layout;
-    const bool past = block.width == LANES<T> && can_stream(kept);
     Vector<T> gate[R * GATES];
     SEQPYRAMID_UNROLL
     for (int k = 0; k < R * GATES; ++k)
@@ -446,11 +450,8 @@ struct Forward : Worker<T> {
     SEQPYRAMID_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vector<T>* const own = gate + r * GATES;
-      if (kept) {
-        T* to = kept + (from + r) * layout.stride + block.gates();
-        for (int k = 0; k < GATES; ++k, to += block.width) past ? stream(to, own[k]) : store(to, own[k]);
-      }
       const Vector<T> i = own[0], f = own[1], g = own[2], o = own[3];
+      if (kept) kept.store(from + r, block, {i, f, g, o}, true);
       const Mix<T>& mix = going[from + r];
       T* c_row = c[l].data() + mix.row * layout.states + block.unit;
       store<T>(c_row, mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row));
@@ -549,9 +550,8 @@ struct Backward : Worker<T> {
     return {at_step<T const>(call, call.layer[l].cells, t, first, stride), stride};
   }
   // In the order of the list.
-  Rows<const T> gates_at(long t, long l) const {
-    const long stride = problem.weights[l].layout.stride;
-    return {at_step<T const>(call, call.layer[l].gates, t, first, stride), stride};
+  KeptGates<T> gates_at(long t, long l) const {
+    return kept_at<T>(call, call.layer[l], t, first, problem.weights[l].layout.stride);
   }
   Rows<const T> z(long t, long l) const {
     if (t < 0) return {at_step<T const>(call, call.layer[l].first_z, 0, first, 1), 1};
@@ -603,7 +603,7 @@ struct Backward : Worker<T> {
     const Weights<T>& w = problem.weights[l];
     const Rows<const T> above = h(t - 1, w.above ? l + 1 : l), below = l ? h(t, l - 1) : this->x(t);
     this->list(t, z(t - 1, l), l ? z(t, l - 1) : Rows<const T>{nullptr, 0}, call.choice);
-    for (long n = 0; n < moving; ++n) announce(gates_at(t, l).at(n), c(t - 1, l).at(going[n].row));
+    for (long n = 0; n < moving; ++n) announce(gates_at(t, l), n, w.layout.blocks[0], c(t - 1, l).at(going[n].row));
     this->gather_own(l, long(going.size()), h(t - 1, l));
     for (long n = 0; n < long(going.size()); ++n) {
       choices[n] = Choice<T>{};
@@ -777,8 +777,8 @@ struct Backward : Worker<T> {
   bool has_sources(long n) const { return n < moving || d_x_z[n] != 0; }
 
   // Tell memory what is wanted soon of one row and block.
-  SEQPYRAMID_INLINE static void announce(const T* gates, const T* c_before) {
-    for (int k = 0; k < GATES; ++k) __builtin_prefetch(gates + k * LANES<T>, 0, 2);
+  SEQPYRAMID_INLINE static void announce(KeptGates<T> gates, long n, const Block& block, const T* c_before) {
+    gates.expect(n, block);
     __builtin_prefetch(c_before, 0, 2);
   }
 
@@ -787,8 +787,10 @@ struct Backward : Worker<T> {
   template <int R>
   SEQPYRAMID_INLINE void differentiate(long t, long l, const Block& block, long from, T* to) {
     const Weights<T>& w = problem.weights[l];
-    const Rows<const T> before = c(t - 1, l), after = c(t, l), gates = gates_at(t, l);
+    const Rows<const T> before = c(t - 1, l), after = c(t, l);
+    const KeptGates<T> gates = gates_at(t, l);
     const long width = block.width;
+    const Block next{block.unit + width, width};
     Vector<T> squashed[R];
     SEQPYRAMID_UNROLL
     for (int r = 0; r < R; ++r) squashed[r] = load(after.at(going[from + r].row) + block.unit);
@@ -796,9 +798,10 @@ struct Backward : Worker<T> {
     for (int r = 0; r < R; ++r) {
       const long n = from + r;
       const Mix<T>& mix = going[n];
-      const T *kept = gates.at(n) + block.gates(), *c_row = before.at(mix.row) + block.unit;
-      announce(kept + block.lanes(), c_row + width);
-      const Vector<T> i = load(kept), f = load(kept + width), g = load(kept + 2 * width), o = load(kept + 3 * width);
+      const T* c_row = before.at(mix.row) + block.unit;
+      announce(gates, n, next, c_row + width);
+      const Vector<T> i = gates.load(n, block, 0), f = gates.load(n, block, 1);
+      const Vector<T> g = gates.load(n, block, 2), o = gates.load(n, block, 3);
       T* d_h_row = d_h[l].data() + mix.row * w.layout.states + block.unit;
       T* d_c_row = d_c[l].data() + mix.row * w.layout.states + block.unit;
       const Vector<T> c_before = load(c_row), tanh_c = squashed[r];
@@ -825,7 +828,7 @@ struct Backward : Worker<T> {
   void weigh(long t, long l, long n) {
     const Layout<T>& layout = problem.weights[l].layout;
     const long row = going[n].row;
-    const T* gates = gates_at(t, l).at(n);
+    const KeptGates<T> gates = gates_at(t, l);
     const T *c_row = c(t, l).at(row), *h_row = X[l].data() + n * problem.weights[l].stride;
     const T *d_h_row = d_h[l].data() + row * layout.states, *d_c_row = d_c[l].data() + row * layout.states;
     for_row_tiles(long(layout.blocks.size()), [&](auto tile, long from) {
@@ -837,9 +840,8 @@ struct Backward : Worker<T> {
       SEQPYRAMID_UNROLL
       for (int k = 0; k < COUNT; ++k) {
         const Block& block = layout.blocks[size_t(from + k)];
-        const T* gate = gates + block.gates();
-        const Vector<T> i = load(gate), f = load(gate + block.width), g = load(gate + 2 * block.width);
-        const Vector<T> o = load(gate + 3 * block.width), same = load(c_row + block.unit);
+        const Vector<T> i = gates.load(n, block, 0), f = gates.load(n, block, 1), g = gates.load(n, block, 2);
+        const Vector<T> o = gates.load(n, block, 3), same = load(c_row + block.unit);
         const Vector<T> dh = load(d_h_row + block.unit), dc = load(d_c_row + block.unit);
         choices[n].copy += dc * same + dh * load(h_row + block.unit);
         choices[n].update += dc * f * same;
@@ -916,19 +918,8 @@ void backward(const Call& call) {
     }
 }
 
-// Say how wide a row of `cells` and of `gates` must be.
-template <class T>
-void layout(const Call& call) {
-  for (long l = 0; l < call.layers; ++l) {
-    const Layout<T> layout(call.layer[l].hidden);
-    call.layer[l].state_stride = layout.states;
-    call.layer[l].gate_stride = layout.stride;
-  }
-}
-
 }  // namespace
 
-SEQPYRAMID_KERNEL(hm_lstm_layout, Call, layout)
 SEQPYRAMID_KERNEL(hm_lstm_forward, Call, forward)
 SEQPYRAMID_KERNEL(hm_lstm_backward, Call, backward)
 SEQPYRAMID_KERNEL(hm_lstm_read_forward, ReadCall, read_forward)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "gates.h"
+#include "stream.h"
 
 namespace seqpyramid {
 
@@ -34,15 +35,20 @@ struct KeptGates {
   char* at(long row, long place = 0) const { return data + (row * stride + place) * size(); }
   KeptGates from(long row) const { return {data ? at(row) : nullptr, stride, rounded}; }
 
-  void store(long row, const Block& block, const Vector<T> (&gate)[GATES]) const {
+  // With `past`, numbers as they are go past the caches, if the block and the memory allow it.
+  void store(long row, const Block& block, const Vector<T> (&gate)[GATES], bool past = false) const {
     char* const to = at(row, block.gates());
-    for (int j = 0; j < GATES; ++j)
-      if (rounded) {
+    T* const numbers = reinterpret_cast<T*>(to);
+    if (rounded) {
+      for (int j = 0; j < GATES; ++j) {
         const auto shorts = to_shorts<T>(gate[j], scale(j));
-        std::memcpy(to + j * block.width * long(sizeof(uint16_t)), &shorts, sizeof shorts);
-      } else {
-        seqpyramid::store(reinterpret_cast<T*>(to) + j * block.width, gate[j]);
+        std::memcpy(to + j * block.width * size(), &shorts, sizeof shorts);
       }
+    } else if (past && block.width == LANES<T> && can_stream(numbers)) {
+      for (int j = 0; j < GATES; ++j) stream(numbers + j * LANES<T>, gate[j]);
+    } else {
+      for (int j = 0; j < GATES; ++j) seqpyramid::store(numbers + j * block.width, gate[j]);
+    }
   }
 
   Vector<T> load(long row, const Block& block, int j) const {
@@ -52,8 +58,8 @@ struct KeptGates {
                   : from_shorts<T, typename VectorTypes<T>::unsigned_shorts>(from, scale(j));
   }
 
-  // That those of a row and block will be read soon, so many bytes further on.
-  void expect(long row, const Block& block, long ahead) const {
+  // Tell memory that gates are wanted soon: those of a row and block, or so many bytes further on.
+  void expect(long row, const Block& block, long ahead = 0) const {
     for (int j = 0; j < GATES; ++j) __builtin_prefetch(at(row, block.gates() + j * block.width) + ahead, 0, 2);
   }
 
