@@ -194,8 +194,16 @@ def test_recomputation_is_asked_for_by_an_override_and_moves_no_number(place: Pa
     no = run("train", "gru.yaml", "models.lstm_s.recompute=true")
     assert no.code == 2
     assert no.err == (
-        "error: override: models.lstm_s.recompute: unknown key; it is an option of lstm and tp_rnn, not of gru\n"
+        "error: override: models.lstm_s.recompute: unknown key; it is an option of lstm, tp_rnn and dilated_rnn, "
+        "not of gru\n"
     )
+
+
+@needs_kernels
+def test_gates_in_16_bits_move_numbers_and_say_so(place: Path) -> None:
+    found = run("train", "tiny.yaml", "model.gates_in_16_bits=true", "--json").json
+    stored = json.loads(Path(found["run"], "result.json").read_text())
+    assert stored["modified"] == ["model.gates_in_16_bits=true"]
 
 
 def test_prepare_data_builds_once(place: Path) -> None:

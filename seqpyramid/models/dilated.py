@@ -36,7 +36,8 @@ is read and each dilation divides the next, a layer above another needs only eve
 counted back from the sequence's end. Kept states are consecutive for the next layer, so a stack of plain recurrences
 with subsampling between them remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used
 whenever it applies. A GRU with ``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps
-runs it. On a CPU all layers are those of :mod:`seqpyramid.kernels`.
+runs it. On a CPU all layers are those of :mod:`seqpyramid.kernels`, and an LSTM's may keep less for the backward pass
+(``recompute``, ``gates_in_16_bits``).
 
 Shapes: B batch, T time steps, F input features, H hidden units of the top layer, L layers, K outputs.
 """
@@ -55,7 +56,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels.gru import reset_before_gru_layer
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
-from seqpyramid.models.fused import run_fused
+from seqpyramid.models.fused import GATES_IN_16_BITS, KEEP_ALL, RECOMPUTE, Keeping, run_fused
 from seqpyramid.models.heads import HeadInit
 
 Reset = Literal["before", "after"]
@@ -96,6 +97,8 @@ class DilatedRNNConfig(ModelConfig):
     forget_bias: float = Field(default=1.0, description="added to the LSTM's first forget bias")
     init: WeightInit = Field(default="tensorflow", description="start of the cells' weights")
     head_init: HeadInit = Field(default="standard_normal", description="start of the classifier's weights")
+    recompute: bool = RECOMPUTE
+    gates_in_16_bits: bool = GATES_IN_16_BITS
 
     @property
     def skips(self) -> tuple[int, ...]:
@@ -135,6 +138,8 @@ class DilatedRNNConfig(ModelConfig):
             found["reset"] = f"acts in a GRU only, and the cell is {self.cell!r}; leave it out"
         if self.cell != "lstm" and self.forget_bias != 1:
             found["forget_bias"] = f"acts in an LSTM only, and the cell is {self.cell!r}; leave it out"
+        unfit = None if self.cell == "lstm" else f"acts in an LSTM only, and the cell is {self.cell!r}"
+        found |= Keeping(self.recompute, self.gates_in_16_bits).problems(unfit)
         if spec.max_length is not None and max(self.skips) >= spec.max_length:
             layer, skip = next((k, s) for k, s in enumerate(self.skips, 1) if s >= spec.max_length)
             found["layers" if self.dilations is None else "dilations"] = (
@@ -154,6 +159,7 @@ class DilatedRNNConfig(ModelConfig):
             forget_bias=self.forget_bias,
             init=self.init,
             head_init=self.head_init,
+            keeping=Keeping(self.recompute, self.gates_in_16_bits),
         )
 
 
@@ -170,6 +176,7 @@ class DilatedRNN(SequenceModel):
         forget_bias: LSTM only.
         init: start of the cells' weights, see the module's docstring.
         head_init: start of the classifier's weights.
+        keeping: LSTM only, what the backward pass gets.
     """
 
     def __init__(
@@ -184,9 +191,10 @@ class DilatedRNN(SequenceModel):
         forget_bias: float,
         init: WeightInit,
         head_init: HeadInit,
+        keeping: Keeping = KEEP_ALL,
     ) -> None:
         super().__init__(spec, summary_size=dilations[0] * hidden_sizes[-1], head_init=head_init)
-        self.dilations = tuple(dilations)
+        self.dilations, self.keeping = tuple(dilations), keeping
         self.sizes = [spec.input_size, *hidden_sizes]
         self.gates = CELLS[cell].gates
         self.step_loop = cell == "gru" and reset == "before"
@@ -202,6 +210,8 @@ class DilatedRNN(SequenceModel):
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run all layers; which way depends on what is read, see the module's docstring."""
+        if not kernels.fused(x, *self.layers.parameters()):
+            self.keeping.refuse_plain_training()
         x = x.transpose(0, 1)  # time leads from here on, so that folding is a view
         if self.read_by_cone:
             return Encoding(self.cone(x, lengths))
@@ -220,7 +230,8 @@ class DilatedRNN(SequenceModel):
         for k, (layer, ways) in enumerate(zip(self.layers, all_ways, strict=True)):
             # Kernels compute no padding, so it may stay: made once, with room for the layers above.
             room = max(-(-time // above) * above for above in all_ways[k:]) if skips_padding else time
-            x = unfold(all_states(layer, fold(x, ways, room), count_folded(lengths, ways)), ways, room)
+            states = all_states(layer, fold(x, ways, room), count_folded(lengths, ways), self.keeping)
+            x = unfold(states, ways, room)
         return first_steps(x, time)
 
     def recent(self, steps: Tensor, lengths: Tensor) -> Tensor:
@@ -241,8 +252,8 @@ class DilatedRNN(SequenceModel):
             if k:
                 x, counts = subsample(x, counts, dilation // self.dilations[k - 1])
             if k + 1 < len(self.layers):
-                x = all_states(layer, x, torch.full((x.shape[1],), len(x)))
-        last = last_state(layer, x, counts)
+                x = all_states(layer, x, torch.full((x.shape[1],), len(x)), self.keeping)
+        last = last_state(layer, x, counts, self.keeping)
         if first == 1:
             return last
         positions = lengths[:, None] - first + torch.arange(first)
@@ -265,29 +276,29 @@ class DilatedRNN(SequenceModel):
         return total
 
 
-def all_states(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+def all_states(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -> Tensor:
     """States of one layer at all steps up to ``lengths`` (B,), longest first: (T, B, F) -> (T, B, H)."""
     if kernels.fused(x, *layer.parameters()):
-        steps, _ = run_kernel(layer, x, lengths, keep_steps=True)
+        steps, _ = run_kernel(layer, x, lengths, keeping, keep_steps=True)
         assert steps is not None  # they were asked for
         return steps.transpose(0, 1)
     return layer(x)[0]  # type: ignore[no-any-return]
 
 
-def last_state(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+def last_state(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -> Tensor:
     """State of one layer at each sequence's own last step: (T, B, F) -> (B, H)."""
     if kernels.fused(x, *layer.parameters()):
-        return run_kernel(layer, x, lengths, keep_steps=False)[1]
+        return run_kernel(layer, x, lengths, keeping, keep_steps=False)[1]
     return last_steps(layer(x)[0].transpose(0, 1), lengths)
 
 
 def run_kernel(
-    layer: nn.Module, x: Tensor, lengths: Tensor, *, keep_steps: bool
+    layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping, *, keep_steps: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Run one layer by its kernel: (T, B, F) -> (B, T, H), zero past ``lengths``, or None; and the last (B, H)."""
     if isinstance(layer, ResetBeforeGRU):
         return layer.run_kernel(x.transpose(0, 1), lengths, keep_steps=keep_steps)
-    run = run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=keep_steps)
+    run = run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=keep_steps, keeping=keeping)
     return run.steps, run.last
 
 

@@ -31,13 +31,40 @@ GATES_IN_16_BITS: Any = Field(
 """The same."""
 
 
-def keeping_problems(*, recompute: bool, gates_in_16_bits: bool) -> dict[str, str]:
-    """Say no to two ways of keeping less at once, as ``ModelConfig.problems`` does."""
-    if recompute and gates_in_16_bits:
-        return {
-            "gates_in_16_bits": "has no effect beside recompute, which keeps no gates; leave one of them out"
-        }
-    return {}
+class Keeping(NamedTuple):
+    """How a model's kernels keep less for the backward pass than all they could."""
+
+    recompute: bool = False
+    gates_in_16_bits: bool = False
+
+    def problems(self, unfit: str | None = None) -> dict[str, str]:
+        """Say no, as ``ModelConfig.problems`` does, to both at once, and to either where ``unfit`` says why."""
+        if unfit is not None:
+            return {option: f"{unfit}; leave it out" for option, wanted in self._asdict().items() if wanted}
+        if self.recompute and self.gates_in_16_bits:
+            reason = "has no effect beside recompute, which keeps no gates; leave one of them out"
+            return {"gates_in_16_bits": reason}
+        return {}
+
+    def refuse_plain_training(self) -> None:
+        """Say no where the plain twin, which keeps everything, is about to be trained.
+
+        Raises:
+            RecipeError: gradients are wanted, and less is to be kept.
+        """
+        if torch.is_grad_enabled() and any(self):
+            option = "recompute" if self.recompute else "gates_in_16_bits"
+            raise RecipeError(
+                f"model.{option} needs the compiled kernels (a CPU, precision fp32, --kernels not plain), which "
+                "cannot run here; set it to false"
+            )
+
+    def kernel_options(self) -> dict[str, Any]:
+        """The same as an LSTM's or TP-RNN's kernel takes it."""
+        return {"segment": "auto" if self.recompute else None, "rounded": self.gates_in_16_bits}
+
+
+KEEP_ALL = Keeping()
 
 
 class LayerRun(NamedTuple):
@@ -51,20 +78,6 @@ class LayerRun(NamedTuple):
     """As torch's layers return it."""
 
 
-def refuse_plain_training(*, recompute: bool = False, gates_in_16_bits: bool = False) -> None:
-    """Say no where a model that shall keep less is about to be trained by its plain twin, which keeps everything.
-
-    Raises:
-        RecipeError: gradients are wanted, and one of the options is set.
-    """
-    if torch.is_grad_enabled() and (recompute or gates_in_16_bits):
-        option = "recompute" if recompute else "gates_in_16_bits"
-        raise RecipeError(
-            f"model.{option} needs the compiled kernels (a CPU, precision fp32, --kernels not plain), which cannot "
-            "run here; set it to false"
-        )
-
-
 def run_fused(
     layer: nn.Module,
     x: Tensor,
@@ -72,12 +85,11 @@ def run_fused(
     state: Any,
     *,
     keep_steps: bool,
-    recompute: bool = False,
-    gates_in_16_bits: bool = False,
+    keeping: Keeping = KEEP_ALL,
 ) -> LayerRun:
     """Run one layer by its kernel, over no padding; the state is as torch's layers return it.
 
-    ``recompute`` and ``gates_in_16_bits`` are for LSTM layers only.
+    ``keeping`` is for LSTM layers only.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     if isinstance(layer, nn.LSTM):
@@ -90,8 +102,7 @@ def run_fused(
             lengths,
             before,
             keep_steps=keep_steps,
-            segment="auto" if recompute else None,
-            rounded=gates_in_16_bits,
+            **keeping.kernel_options(),
         )
         return LayerRun(steps, h, (h[None], c[None]))
     first = None if state is None else state[0]

@@ -75,7 +75,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CellInit, start_cell
-from seqpyramid.models.fused import GATES_IN_16_BITS, refuse_plain_training
+from seqpyramid.models.fused import GATES_IN_16_BITS, Keeping
 from seqpyramid.models.heads import HeadInit
 
 Boundaries = Literal["step", "sampling", "soft"]
@@ -156,9 +156,9 @@ class HMLSTMConfig(ModelConfig):
             )
         if self.forget_bias and not self.cell_bias:
             found["forget_bias"] = "needs a bias to be added to; set cell_bias to true or leave it out"
-        if self.gates_in_16_bits and (self.layer_norm or self.boundaries == "sampling"):
-            found["gates_in_16_bits"] = (
-                "needs the compiled layers, which neither normalise nor draw boundaries; leave it out"
+        if self.layer_norm or self.boundaries == "sampling":
+            found |= Keeping(gates_in_16_bits=self.gates_in_16_bits).problems(
+                "needs the compiled layers, which neither normalise nor draw boundaries"
             )
         if self.layer_norm and min(self.hidden_sizes) == 1:
             found["layer_norm"] = (
@@ -204,7 +204,8 @@ class HMLSTM(SequenceModel):
         self.register_buffer("slope", torch.tensor(float(slope)))
         self._slope_read: tuple[tuple[int, int], float] | None = None
         self.boundaries, self.boundary_gradient, self.summary = boundaries, boundary_gradient, summary
-        self.selection_gradient, self.gates_in_16_bits = selection_gradient, gates_in_16_bits
+        self.selection_gradient = selection_gradient
+        self.keeping = Keeping(gates_in_16_bits=gates_in_16_bits)
         self.cells = nn.ModuleList()
         for layer, hidden in enumerate(hidden_sizes):
             is_top = layer + 1 == len(hidden_sizes)
@@ -265,10 +266,10 @@ class HMLSTM(SequenceModel):
                 return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
             from seqpyramid.kernels.gpu import hm_lstm as gpu  # needs Triton
 
-            refuse_plain_training(gates_in_16_bits=self.gates_in_16_bits)
+            self.keeping.refuse_plain_training()
             if gpu.admits(layers, x.dtype):
                 return gpu.unroll(x, lengths, layers, states, self._kernel_options())
-        refuse_plain_training(gates_in_16_bits=self.gates_in_16_bits)
+        self.keeping.refuse_plain_training()
         return self._loop(x, lengths, states)
 
     @property
@@ -290,7 +291,7 @@ class HMLSTM(SequenceModel):
             soft=self.boundaries == "soft",
             logistic=self.boundary_gradient == "logistic",
             choice=self.selection_gradient == "arithmetic",
-            rounded=self.gates_in_16_bits,
+            rounded=self.keeping.gates_in_16_bits,
         )
 
     def _loop(

@@ -32,9 +32,8 @@ from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
 from seqpyramid.models.fused import (
     GATES_IN_16_BITS,
     RECOMPUTE,
+    Keeping,
     LayerRun,
-    keeping_problems,
-    refuse_plain_training,
     run_fused,
 )
 from seqpyramid.models.heads import HeadInit
@@ -91,9 +90,7 @@ class LSTMConfig(StackConfig):
 
     def problems(self, spec: TaskSpec) -> dict[str, str]:
         """Refuse two ways of keeping less at once."""
-        return super().problems(spec) | keeping_problems(
-            recompute=self.recompute, gates_in_16_bits=self.gates_in_16_bits
-        )
+        return super().problems(spec) | Keeping(self.recompute, self.gates_in_16_bits).problems()
 
     def _build(self, spec: TaskSpec) -> SequenceModel:
         return self._stack(spec, "lstm")
@@ -178,7 +175,7 @@ class RecurrentStack(SequenceModel):
                 with torch.no_grad():
                     weights["bias_ih_l0"][hidden_size : 2 * hidden_size] += forget_bias
             self.layers.append(layer)
-        self.keeping = {"recompute": recompute, "gates_in_16_bits": gates_in_16_bits}
+        self.keeping = Keeping(recompute, gates_in_16_bits)
         self.dropout = nn.Dropout(dropout)
         self.output = (
             None
@@ -209,8 +206,8 @@ class RecurrentStack(SequenceModel):
 
     def _run(self, layer: nn.Module, x: Tensor, lengths: Tensor, state: Any, *, keep_steps: bool) -> LayerRun:
         if kernels.fused(x, *layer.parameters()):
-            return run_fused(layer, x, lengths, state, keep_steps=keep_steps, **self.keeping)
-        refuse_plain_training(**self.keeping)
+            return run_fused(layer, x, lengths, state, keep_steps=keep_steps, keeping=self.keeping)
+        self.keeping.refuse_plain_training()
         # Running over the padding is faster than packing and cannot change a step before it; only the carried
         # state, which must be the one at each sequence's own end, needs the packed form.
         if not self.spec.carry_state or all_full(lengths, x.shape[1]):

@@ -77,7 +77,7 @@ from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models.aggregation import AggregationMethod, Attention, OutputAggregation, StateAggregation
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, State
-from seqpyramid.models.fused import GATES_IN_16_BITS, RECOMPUTE, keeping_problems, refuse_plain_training
+from seqpyramid.models.fused import GATES_IN_16_BITS, RECOMPUTE, Keeping
 from seqpyramid.models.heads import HeadInit
 
 ShortcutOrder = Literal["paper", "released"]
@@ -149,11 +149,9 @@ class TPRNNConfig(ModelConfig):
                 f"L of layer 1 is {self.pyramid_length[0]}, longer than the task's sequences "
                 f"(T = {spec.max_length}); choose L up to {spec.max_length}"
             )
-        keeping = {"recompute": self.recompute, "gates_in_16_bits": self.gates_in_16_bits}
-        found |= keeping_problems(**keeping)
-        if not has_kernel(self.cell, self.aggregation):
-            reason = "needs the compiled layer, which is for LSTM cells and aggregation 'ours'; leave it out"
-            found |= {option: reason for option, wanted in keeping.items() if wanted}
+        unfit = "needs the compiled layer, which is for LSTM cells and aggregation 'ours'"
+        keeping = Keeping(self.recompute, self.gates_in_16_bits)
+        found |= keeping.problems(None if has_kernel(self.cell, self.aggregation) else unfit)
         if not found and layers == 1:
             for option in ("output_aggregation", "input_level"):
                 if getattr(self, option) != type(self).model_fields[option].default:
@@ -315,7 +313,7 @@ class TPRNNLayer(nn.Module):
         )
         self.shortcut = StateAggregation(2, method=aggregation, attention=attention) if shortcut else None
         self.has_kernel = has_kernel(cell, aggregation)
-        self.keeping = {"recompute": recompute, "gates_in_16_bits": gates_in_16_bits}
+        self.keeping = Keeping(recompute, gates_in_16_bits)
         self.scrambled = attention == "scrambled"
 
     def forward(self, x: Tensor, lengths: Tensor) -> LayerResult:
@@ -327,12 +325,8 @@ class TPRNNLayer(nn.Module):
         """What gives the same as :meth:`_plain` in one call, if anything may."""
         tensors = (x, *self.parameters())
         if self.has_kernel and kernels.fused(*tensors):
-            return partial(
-                tp_rnn_layer,
-                segment="auto" if self.keeping["recompute"] else None,
-                rounded=self.keeping["gates_in_16_bits"],
-            )
-        refuse_plain_training(**self.keeping)
+            return partial(tp_rnn_layer, **self.keeping.kernel_options())
+        self.keeping.refuse_plain_training()
         if self.has_kernel and kernels.on_gpu(*tensors):
             from seqpyramid.kernels.gpu.tp_rnn import tp_rnn_layer as on_gpu  # needs Triton
 

@@ -53,3 +53,21 @@ def test_memory_is_linear_in_time_and_recomputation_saves_most(name: str, fields
         assert longer < 2.5 * again  # the square root of four, and what does not grow
     else:
         assert again < long / 7  # the second layer's inputs stay
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("lstm", {"hidden_size": 32}),
+        ("tp_rnn", {"hidden_size": 32, "pyramid_length": (10, 5), "granularity": (5, 3)}),
+        ("dilated_rnn", {"cell": "lstm", "hidden_size": 32, "layers": 5}),
+        ("hm_lstm", {"hidden_sizes": (32, 32), "embedding_size": 8}),
+    ],
+)
+def test_gates_in_16_bits_take_half_of_theirs(name: str, fields: dict[str, object]) -> None:
+    with running("fused"):
+        whole, short = (
+            kept(config(name, gates_in_16_bits=rounded, **fields), B=4, T=500) for rounded in (False, True)
+        )
+    assert 0.55 < short / whole < 0.8

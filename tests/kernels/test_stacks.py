@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seqpyramid.contracts import TaskSpec
+from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import Mode
 from seqpyramid.models import MODELS
 from tests.kernels import assert_same, needs_kernels, running
@@ -50,3 +51,49 @@ def test_models_give_the_same(fields: dict[str, object], needs: str, carry_state
     assert all(torch.equal(a, b) for a, b in zip(fused_run, auto_run, strict=True))
     if "nonlinearity" not in fields:  # sums of so few numbers may agree to the last bit
         assert not all(torch.equal(a, b) for a, b in zip(plain_run, fused_run, strict=True))
+
+
+KEEPERS = [
+    {"name": "lstm", "layers": 2, "hidden_size": 20},
+    {"name": "dilated_rnn", "cell": "lstm", "layers": 3, "hidden_size": 20},
+    {"name": "dilated_rnn", "cell": "lstm", "layers": 2, "hidden_size": 20, "start_exponent": 1},
+    {"name": "tp_rnn", "hidden_size": 20, "pyramid_length": [4, 3], "granularity": [2, 2]},
+]
+
+
+@pytest.mark.parametrize("fields", KEEPERS)
+@pytest.mark.parametrize("needs", ["summary", "steps"])
+@pytest.mark.parametrize("less", ["recompute", "gates_in_16_bits"])
+def test_keeping_less_changes_no_output(fields: dict[str, object], needs: str, less: str) -> None:
+    """Nor any gradient, when steps run again; rounded gates change gradients by their rounding."""
+    if fields["name"] == "tp_rnn" and needs == "steps":
+        pytest.skip("a pyramid has one answer a sequence")
+    spec = TaskSpec(input_size=2, outputs=3, needs=needs)  # type: ignore[arg-type]
+    x, lengths = (
+        torch.randn(4, 17, 2, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([17, 3, 1, 9]),
+    )
+    found = []
+    for options in ({}, {less: True}):
+        torch.manual_seed(0)
+        config = MODELS[str(fields["name"])].model_validate_json(json.dumps({**fields, **options}))
+        model = config.build(spec)
+        with running("fused"):
+            outputs = model(x, lengths).outputs
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            found.append((outputs, torch.autograd.grad(outputs.sin().sum(), parameters)))
+    (outputs, gradients), (same, other) = found
+    assert torch.equal(outputs, same)
+    if less == "recompute":
+        assert all(torch.equal(a, b) for a, b in zip(gradients, other, strict=True))
+        return
+    assert all((a - b).norm() < 1e-4 * a.norm() for a, b in zip(gradients, other, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(gradients, other, strict=True))
+    with running("plain"), pytest.raises(RecipeError, match="needs the compiled kernels"):
+        model(x, lengths)
+
+
+def test_only_lstms_keep_less() -> None:
+    config = MODELS["dilated_rnn"].model_validate({"cell": "gru", "recompute": True})
+    with pytest.raises(RecipeError, match="recompute: acts in an LSTM only, and the cell is 'gru'"):
+        config.build(TaskSpec(input_size=2, outputs=3))
