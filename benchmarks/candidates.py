@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import ValidationError
 
 from seqpyramid import kernels
 from seqpyramid.analysis.speed import ReferenceLSTM, Step, inference_step, synthetic_batch, training_step
@@ -17,6 +18,7 @@ from seqpyramid.kernels import library
 from seqpyramid.models.base import ModelConfig, SequenceModel, use_threads
 from seqpyramid.models.dilated import DilatedRNN
 from seqpyramid.recipe import Recipe
+from seqpyramid.yaml12 import read_scalar
 
 from .naive_dilated import NaiveDilatedRNN
 
@@ -88,12 +90,28 @@ def references(setting: Setting) -> list[Candidate]:
 
 
 def rows(recipe: Recipe, names: Sequence[str], setting: Setting) -> list[Candidate]:
-    """Rows of a recipe.
+    """Rows of a recipe, each as it is or with other options: ``tp_rnn_m:recompute=true``.
 
     Raises:
-        RecipeError: there is no such row, or its model cannot serve the task.
+        RecipeError: there is no such row or option, or its model cannot serve the task.
     """
-    return [candidate(name, recipe.plan(name).model.build(setting.spec), setting) for name in names]
+    return [candidate(name, configured(recipe, name).build(setting.spec), setting) for name in names]
+
+
+def configured(recipe: Recipe, name: str) -> ModelConfig:
+    """The model of ``ROW`` or ``ROW:OPTION=VALUE:...``.
+
+    Raises:
+        RecipeError: there is no such row or option, or the value does not fit.
+    """
+    row, *options = name.split(":")
+    config = recipe.plan(row).model
+    found = {key: read_scalar(value) for key, _, value in (option.partition("=") for option in options)}
+    try:
+        return config.model_validate(config.model_dump() | found)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"{name}: {reasons}") from None
 
 
 def plain(fast: Candidate) -> Candidate:
@@ -156,7 +174,7 @@ def all_naive_forms(recipe: Recipe, names: Sequence[str], setting: Setting) -> l
     Raises:
         RecipeError: none has.
     """
-    found = [form for name in names for form in naive_forms(name, recipe.plan(name).model, setting)]
+    found = [form for name in names for form in naive_forms(name, configured(recipe, name), setting)]
     if not found:
         raise RecipeError(
             f"--naive: none of {', '.join(names)} is a Dilated RNN; name one of the recipe's with --models"

@@ -31,7 +31,11 @@ def add_recipe_and_device(parser: argparse.ArgumentParser) -> None:
 def add_models(parser: argparse.ArgumentParser, default: Sequence[str], what: str) -> None:
     """Add ``--models``, names of rows."""
     parser.add_argument(
-        "--models", nargs="+", default=list(default), help=f"{what} (default: {' '.join(default)})"
+        "--models",
+        nargs="+",
+        default=list(default),
+        metavar="ROW[:OPTION=VALUE]",
+        help=f"{what} (default: {' '.join(default)})",
     )
 
 

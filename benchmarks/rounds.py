@@ -102,7 +102,9 @@ def parse_pairs(texts: Sequence[str], names: Sequence[str]) -> list[Pair]:
     """
     pairs = []
     for text in texts:
-        pair = Pair(*text.partition("=")[::2])
+        cuts = [k for k, letter in enumerate(text) if letter == "="]  # a name may have one of its own
+        halves = [Pair(text[:k], text[k + 1 :]) for k in cuts] or [Pair(text, "")]
+        pair = next((one for one in halves if set(one) <= set(names)), halves[0])
         missing = next((name for name in pair if name not in names), None)
         if missing is not None:
             raise RecipeError(

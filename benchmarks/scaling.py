@@ -25,7 +25,7 @@ from seqpyramid.recipe import load
 from seqpyramid.train.launch import pick_device
 
 from . import command
-from .candidates import Candidate, Setting, candidate, on_threads
+from .candidates import Candidate, Setting, candidate, configured, on_threads
 from .curves import AXES, Axis, Curve, Point, curve_table
 from .machine import cpu_seconds, header, share_of_others
 from .picture import check_picture, draw
@@ -101,7 +101,10 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     spec = replace(recipe.task.build().spec, max_length=None)
     setting = Setting(spec=spec, batch_size=options.batch, time=options.time, device=device)
     long = replace(setting, batch_size=options.long_batch)
-    subjects = [Subject(setting.reference), *(Subject(row, recipe.plan(row).model) for row in options.models)]
+    subjects = [
+        Subject(setting.reference),
+        *(Subject(row, configured(recipe, row)) for row in options.models),
+    ]
     if "hidden" in options.axes:
         for subject in subjects[1:]:
             subject.sized(1)  # refused now or after minutes

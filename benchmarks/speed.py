@@ -96,10 +96,12 @@ def refuse(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def known_pairs(names: Sequence[str], reference: str) -> list[Pair]:
-    """Pairs that stand to each other by what they are: twins, forms, and the states of the allocator."""
+    """Pairs that stand to each other by what they are: twins, forms, options, and the states of the allocator."""
     pairs = [
         Pair(name, name + suffix) for suffix in (PLAIN, NAIVE) for name in names if name + suffix in names
     ]
+    plainly = {name: name.partition(":")[0] for name in names}
+    pairs += [Pair(name, row) for name, row in plainly.items() if name != row and row in names]
     untouched = reference + AS_IT_COMES
     for name in names:
         if name + AS_IT_COMES in names:

@@ -10,6 +10,7 @@ from benchmarks.candidates import (
     Setting,
     all_naive_forms,
     candidate,
+    configured,
     on_threads,
     plain,
     references,
@@ -102,3 +103,15 @@ def test_a_dilated_rnn_has_a_naive_form_for_each_reading() -> None:
 def test_naive_forms_of_nothing_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"--naive: none of lstm_s is a Dilated RNN"):
         all_naive_forms(load("pmnist"), ["lstm_s"], SETTING)
+
+
+def test_a_row_may_have_other_options() -> None:
+    recipe = load("pmnist")
+    changed = configured(recipe, "tp_rnn_s:recompute=true:hidden_size=7")
+    assert changed == recipe.plan("tp_rnn_s").model.model_copy(update={"recompute": True, "hidden_size": 7})
+    for name, sentence in (
+        ("tp_rnn_s:hidden_size=many", "tp_rnn_s:hidden_size=many: hidden_size: "),
+        ("tp_rnn_s:layer=2", "tp_rnn_s:layer=2: layer: "),
+    ):
+        with pytest.raises(RecipeError, match=f"^{sentence}"):
+            configured(recipe, name)

@@ -69,6 +69,8 @@ def test_a_pair_is_compared_round_by_round() -> None:
 def test_pairs_are_read_from_the_command_line() -> None:
     names = ["hm_lstm", "torch.nn.LSTM(1,100), three layers"]
     assert parse_pairs(["hm_lstm=torch.nn.LSTM(1,100), three layers"], names) == [Pair(*names)]
+    named = ["lstm_s:recompute=true", "lstm_s"]
+    assert parse_pairs(["lstm_s:recompute=true=lstm_s"], named) == [Pair(*named)]
     for text, missing in (("hm_lstm=lstm", "'lstm'"), ("hm_lstm", "''"), ("x=hm_lstm", "'x'")):
         with pytest.raises(RecipeError, match=f"--against {text}: {missing} is not measured here"):
             parse_pairs([text], names)

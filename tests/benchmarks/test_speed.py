@@ -74,10 +74,11 @@ def test_both_states_of_the_allocator_stand_in_one_table(
 
 
 def test_pairs_follow_from_the_names() -> None:
-    names = ["nn", "a", "a, plain", "a, naive form", "b", "nn, as torch comes", "a, as torch comes"]
+    names = ["nn", "a", "a:b=1", "a, plain", "a, naive form", "b", "nn, as torch comes", "a, as torch comes"]
     assert known_pairs(names, "nn") == [
         Pair("a", "a, plain"),
         Pair("a", "a, naive form"),
+        Pair("a:b=1", "a"),
         Pair("nn", "nn, as torch comes"),
         Pair("a", "nn, as torch comes"),
         Pair("a, as torch comes", "nn, as torch comes"),
