@@ -54,7 +54,7 @@ from torch import Tensor
 
 from seqpyramid.kernels import library
 from seqpyramid.kernels.library import pointer
-from seqpyramid.kernels.lstm import new_gates, padded
+from seqpyramid.kernels.lstm import Segment, new_gates, padded, segment_length
 
 State = tuple[Tensor, Tensor, Tensor]
 """h (B, H), c (B, H) and z (B, 1) of one layer."""
@@ -83,6 +83,8 @@ class Options(NamedTuple):
     choice: bool
     rounded: bool = False
     """Whether gates are kept in 16 bits."""
+    segment: Segment = None
+    """How many steps the backward pass runs again at a time; it changes no result."""
 
 
 class LayerArguments(ctypes.Structure):
@@ -92,6 +94,7 @@ class LayerArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("hidden", "above", "below", "columns", "below_at", "boundary")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "first_h", "first_c", "first_z")),
         *((name, ctypes.c_void_p) for name in ("last_h", "last_c", "last_z", "cells", "gates")),
+        ("starts", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("d_weight", "d_bias", "d_h", "d_c", "d_z")),
     )
 
@@ -101,7 +104,8 @@ class CallArguments(library.Arguments):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("layers", "steps", "batch", "threads")),
-        *((name, ctypes.c_int64) for name in ("soft", "logistic", "choice", "rounded")),
+        *((name, ctypes.c_int64) for name in ("soft", "logistic", "choice", "rounded", "segment")),
+        ("answer", ctypes.c_void_p),
         ("slope", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("lengths", "x")),
         *((name, ctypes.c_int64) for name in ("x_row", "x_step")),
@@ -160,6 +164,8 @@ class _Unroll(torch.autograd.Function):
         tensors = tuple(tensor if tensor is None else tensor.contiguous() for tensor in tensors)
         batch, time, _ = x.shape
         arguments = _arguments(x, lengths, sizes, options, tensors)
+        if keep:
+            arguments.segment = segment_length("hm_lstm_segment", options.segment, arguments, x.dtype)
         h = x.new_empty(time, batch, sum(hidden for hidden, _, _ in sizes))
         z = x.new_empty(time, batch, len(sizes))
         x_z = torch.empty_like(z) if keep else None
@@ -171,17 +177,21 @@ class _Unroll(torch.autograd.Function):
             last = [x.new_empty(batch, size) for size in (hidden, hidden, 1)]
             layer.last_h, layer.last_c, layer.last_z = map(pointer, last)
             after += last
-            if keep:
-                saved = [
-                    x.new_empty(time, batch, padded(hidden, x.dtype)),
-                    new_gates(x, time, batch, hidden, rounded=options.rounded),
-                ]
-                layer.cells, layer.gates = map(pointer, saved)
-                kept += saved
+            width = padded(hidden, x.dtype)
+            if keep and arguments.segment:
+                starts = x.new_empty(-(-time // arguments.segment) - 1, batch, width)
+                layer.starts = pointer(starts)
+                kept.append(starts)
+            elif keep:
+                cells = x.new_empty(time, batch, width)
+                gates = new_gates(x, time, batch, hidden, rounded=options.rounded)
+                layer.cells, layer.gates = pointer(cells), pointer(gates)
+                kept += [cells, gates]
         library.call("hm_lstm_forward", x.dtype, arguments)
         if keep:
             ctx.set_materialize_grads(False)
             ctx.sizes, ctx.options = sizes, options
+            ctx.segment, ctx.threads = arguments.segment, arguments.threads
             ctx.save_for_backward(x, lengths, h, z, x_z, *kept, *tensors)
         return h, z, *after
 
@@ -191,8 +201,10 @@ class _Unroll(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         _refuse_second_derivatives()
         x, lengths, h, z, x_z, *others = ctx.saved_tensors
-        kept, tensors = others[: 2 * len(ctx.sizes)], others[2 * len(ctx.sizes) :]
+        names = ("starts",) if ctx.segment else ("cells", "gates")
+        kept, tensors = others[: len(names) * len(ctx.sizes)], others[len(names) * len(ctx.sizes) :]
         arguments = _arguments(x, lengths, ctx.sizes, ctx.options, tensors)
+        arguments.segment, arguments.threads = ctx.segment, ctx.threads
         d_h, d_z = (d if d is None else d.contiguous() for d in (d_h, d_z))
         # Zero, because the kernel adds to the weights' gradients and leaves out the steps past an end.
         d_x = torch.zeros(x.shape, dtype=x.dtype) if ctx.needs_input_grad[0] else None
@@ -201,7 +213,8 @@ class _Unroll(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for n in range(len(ctx.sizes)):
             layer = arguments.layer[n]
-            layer.cells, layer.gates = map(pointer, kept[2 * n : 2 * n + 2])
+            for name, tensor in zip(names, kept[len(names) * n :], strict=False):
+                setattr(layer, name, pointer(tensor))
             weight, bias, *first = tensors[5 * n : 5 * n + 5]
             d_weight, d_bias = (t if t is None else torch.zeros_like(t) for t in (weight, bias))
             d_states = [

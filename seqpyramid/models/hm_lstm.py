@@ -75,7 +75,7 @@ from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CellInit, start_cell
-from seqpyramid.models.fused import GATES_IN_16_BITS, Keeping
+from seqpyramid.models.fused import GATES_IN_16_BITS, RECOMPUTE, Keeping
 from seqpyramid.models.heads import HeadInit
 
 Boundaries = Literal["step", "sampling", "soft"]
@@ -129,6 +129,7 @@ class HMLSTMConfig(ModelConfig):
         default="torch", description="start of the weights in the cells and in (11) and (12)"
     )
     head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
+    recompute: bool = RECOMPUTE
     gates_in_16_bits: bool = GATES_IN_16_BITS
 
     @property
@@ -156,10 +157,9 @@ class HMLSTMConfig(ModelConfig):
             )
         if self.forget_bias and not self.cell_bias:
             found["forget_bias"] = "needs a bias to be added to; set cell_bias to true or leave it out"
-        if self.layer_norm or self.boundaries == "sampling":
-            found |= Keeping(gates_in_16_bits=self.gates_in_16_bits).problems(
-                "needs the compiled layers, which neither normalise nor draw boundaries"
-            )
+        unfit = "needs the compiled layers, which neither normalise nor draw boundaries"
+        has_kernel = not self.layer_norm and self.boundaries != "sampling"
+        found |= Keeping(self.recompute, self.gates_in_16_bits).problems(None if has_kernel else unfit)
         if self.layer_norm and min(self.hidden_sizes) == 1:
             found["layer_norm"] = (
                 "turns a layer of one unit into a constant; give every layer two units or more"
@@ -196,6 +196,7 @@ class HMLSTM(SequenceModel):
         forget_bias: float = 0.0,
         init: CellInit = "torch",
         head_init: HeadInit = "torch",
+        recompute: bool = False,
         gates_in_16_bits: bool = False,
     ) -> None:
         super().__init__(spec, summary_size=embedding_size, head_init=head_init)
@@ -205,7 +206,7 @@ class HMLSTM(SequenceModel):
         self._slope_read: tuple[tuple[int, int], float] | None = None
         self.boundaries, self.boundary_gradient, self.summary = boundaries, boundary_gradient, summary
         self.selection_gradient = selection_gradient
-        self.keeping = Keeping(gates_in_16_bits=gates_in_16_bits)
+        self.keeping = Keeping(recompute, gates_in_16_bits)
         self.cells = nn.ModuleList()
         for layer, hidden in enumerate(hidden_sizes):
             is_top = layer + 1 == len(hidden_sizes)
@@ -291,7 +292,7 @@ class HMLSTM(SequenceModel):
             soft=self.boundaries == "soft",
             logistic=self.boundary_gradient == "logistic",
             choice=self.selection_gradient == "arithmetic",
-            rounded=self.keeping.gates_in_16_bits,
+            **self.keeping.kernel_options(),
         )
 
     def _loop(

@@ -73,10 +73,29 @@ def test_gates_in_16_bits_round_gradients_and_nothing_else(level: str, rows: int
         assert 0 < (a - b).norm() < 1e-4 * a.norm()
 
 
+@pytest.mark.parametrize("rows", [7, 150])
+@pytest.mark.parametrize("fields", [{}, {"selection_gradient": "where"}, {"boundaries": "soft"}])
+def test_recomputation_changes_no_bit(level: str, rows: int, fields: dict[str, object]) -> None:
+    for dtype in (torch.float64, torch.float32):
+        found = []
+        for recompute in (False, True):
+            model = build([20, 33, 17], 3, dtype=dtype, carry=True, recompute=recompute, **fields)
+            x, states = batch(model, rows, 23)
+            leaves = [x, *(part for state in states for part in state), *model.cells.parameters()]
+            with running("fused", 2):
+                h, z, after = model._unroll(x, torch.arange(rows) * 5 % 23 + 1, states)
+                loss = h.sin().sum() + z.sum() + torch.cat([c for _, c, _ in after], 1).cos().sum()
+                gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+            found.append([h, z, *(g for g in gradients if g is not None)])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_gates_in_16_bits_need_the_kernel() -> None:
     for fields in ({"layer_norm": True}, {"boundaries": "sampling"}):
         with pytest.raises(RecipeError, match="gates_in_16_bits: needs the compiled layers"):
             build([4, 3], gates_in_16_bits=True, **fields)
+        with pytest.raises(RecipeError, match="recompute: needs the compiled layers"):
+            build([4, 3], recompute=True, **fields)
     model = build([4, 3], gates_in_16_bits=True)
     x = torch.randn(2, 5, 2, dtype=torch.float64)
     with running("plain"):
@@ -311,6 +330,12 @@ int main() {
       layer.gates = make(T * B * Layout<float>(H[l]).stride, false);
       layer.d_weight = make(rows * layer.columns, false), layer.d_bias = make(rows, false);
       layer.d_h = make(B * H[l], true), layer.d_c = make(B * H[l], true), layer.d_z = make(B, true);
+    }
+    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
+    call.segment = 5;
+    for (long l = 0; l < L; ++l) {
+      layers[l].cells = layers[l].gates = nullptr;
+      layers[l].starts = make((T - 1) / call.segment * B * padded<float>(H[l]), false);
     }
     if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
     ReadCall read = {};

@@ -15,6 +15,9 @@
 // of the rows lets the products leave it out; where a row copies, all four gates' gradients are 0. Where only few rows
 // do not copy, their shares of the weights' gradients wait for those of other steps.
 //
+// Recomputation (segments.h): h and z of all steps are there anyhow, so forward keeps c at the starts of segments, and
+// backward makes gates and c of one segment after the other again, bit for bit.
+//
 // Where the machine has tiles for matrices (tiles.h) they make the products of many rows, while vectors make the
 // gates, or the gates' gradients, of another block.
 //
@@ -24,6 +27,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "interface.h"
@@ -31,6 +35,7 @@
 #include "output_module.h"
 #include "parallel.h"
 #include "rows.h"
+#include "segments.h"
 #include "tile.h"
 #include "tiles.h"
 #include "vector.h"
@@ -47,7 +52,8 @@ struct LayerCall {
   const void *weight, *bias;                 // (4 H + boundary, columns); no bias: null
   const void *first_h, *first_c, *first_z;   // (B, H), (B, H), (B)
   void *last_h, *last_c, *last_z;            // forward only
-  void *cells, *gates;                       // (T, B, padded H), (T, B, gates' width); null: keep nothing
+  void *cells, *gates;                       // (T, B, padded H), (T, B, gates' width); null: keep nothing, or
+  void* starts;                              // (segments but the first, B, padded H), c; null: not that either
   void *d_weight, *d_bias;                   // zero on entry
   void *d_h, *d_c, *d_z;                     // of the last state on entry, of the first one on return
 };
@@ -59,6 +65,8 @@ struct Call {
   int64_t logistic;  // z~ is a logistic function, not a hard sigmoid
   int64_t choice;    // z learns from having chosen an operation
   int64_t rounded;   // gates are kept in 16 bits (kept_gates.h)
+  int64_t segment;   // steps of a segment; 0: nothing is made again
+  int64_t* answer;   // out, of hm_lstm_segment
   double slope;
   const int64_t* lengths;  // (B)
   const void* x;           // (B, T, F), the last axis contiguous
@@ -163,12 +171,6 @@ T* at_step(const Call& call, Data* data, long t, long row, long stride) {
   return static_cast<T*>(data) + (t * call.batch + row) * stride;
 }
 
-// A layer's kept gates of step t, from a row of the batch on.
-template <class T>
-KeptGates<T> kept_at(const Call& call, const LayerCall& layer, long t, long row, long stride) {
-  return kept_gates<T>(layer.gates, t * call.batch + row, stride, call.rounded != 0);
-}
-
 // What all slices share.
 template <class T>
 struct Problem {
@@ -200,6 +202,68 @@ struct Problem {
   }
 };
 
+// Where c and the gates of all layers lie: of all steps, or of one segment in the rows of a slice.
+template <class T>
+struct Kept {
+  struct Layer {
+    T* cells;
+    void* gates;
+    long width, gates_width;
+  };
+  std::vector<Layer> layers;
+  long rows;
+  bool rounded;
+  long first_row = 0, first_step = 0;
+
+  explicit Kept(const Problem<T>& problem) : rows(problem.call.batch), rounded(problem.call.rounded != 0) {
+    for (long l = 0; l < problem.call.layers; ++l) {
+      const LayerCall& layer = problem.call.layer[l];
+      const Layout<T>& layout = problem.weights[l].layout;
+      layers.push_back({static_cast<T*>(layer.cells), layer.gates, layout.states, layout.stride});
+    }
+  }
+
+  T* cells(long t, long l, long row) const {
+    const Layer& layer = layers[size_t(l)];
+    return layer.cells ? layer.cells + place(t, row) * layer.width : nullptr;
+  }
+  KeptGates<T> gates(long t, long l, long row) const {
+    const Layer& layer = layers[size_t(l)];
+    return kept_gates<T>(layer.gates, place(t, row), layer.gates_width, rounded);
+  }
+
+ private:
+  long place(long t, long row) const { return (t - first_step) * rows + row - first_row; }
+};
+
+// Memory for one segment of a slice.
+template <class T>
+struct Room {
+  std::vector<Buffer<T>> cells, gates;  // of each layer
+
+  explicit Room(const Problem<T>& problem) {
+    for (const Weights<T>& w : problem.weights) {
+      const size_t rows = size_t(problem.call.segment * SLICE_ROWS);
+      cells.emplace_back(rows * w.layout.states), gates.emplace_back(rows * w.layout.stride);
+    }
+  }
+
+  // The same, to be written and read.
+  Kept<T> kept(const Problem<T>& problem) const {
+    Kept<T> kept(problem);
+    kept.rows = SLICE_ROWS, kept.rounded = false;
+    for (size_t l = 0; l < kept.layers.size() && l < cells.size(); ++l)
+      kept.layers[l].cells = cells[l].data(), kept.layers[l].gates = gates[l].data();
+    return kept;
+  }
+};
+
+// c before a segment but the first, from a row of the batch on.
+template <class T>
+T* start_of(const Call& call, const LayerCall& layer, long t, long row, long stride) {
+  return at_step<T>(call, layer.starts, t / call.segment - 1, row, stride);
+}
+
 // One thread's place for the slices that it takes, one after the other.
 template <class T>
 struct Worker {
@@ -213,8 +277,9 @@ struct Worker {
   long moving = 0;             // where COPY begins
   long working = 0;            // rows whose gates are needed, all or those before COPY
   std::vector<Buffer<T>> X;    // of each layer
+  Kept<T> kept;
 
-  explicit Worker(const Problem<T>& p) : problem(p), call(p.call), L(p.call.layers) {
+  Worker(const Problem<T>& p, Kept<T> kept_) : problem(p), call(p.call), L(p.call.layers), kept(std::move(kept_)) {
     going.reserve(SLICE_ROWS);
     for (const Weights<T>& w : problem.weights) X.emplace_back(size_t(SLICE_ROWS * w.stride + TILE_DEPTH));
   }
@@ -294,15 +359,17 @@ template <class T>
 struct Forward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
   using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
-  using Worker<T>::X;
+  using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>;
   std::vector<Buffer<T>> h, c;
   Buffer<T> z, x_z;  // [row][layer]
   Buffer<T> sums;    // [row][gate][width] of one block
   Buffer<Bf16> left;  // on tiles: X
 
-  explicit Forward(const Problem<T>& p)
-      : Worker<T>(p), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)), x_z(size_t(SLICE_ROWS * L)),
+  explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {}
+
+  Forward(const Problem<T>& p, Kept<T> kept_)
+      : Worker<T>(p, std::move(kept_)), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)), x_z(size_t(SLICE_ROWS * L)),
         sums(size_t(SLICE_ROWS * SUMS)) {
     long most = 0;
     for (const Weights<T>& w : problem.weights) most = std::max(most, left_stride(w.K));
@@ -316,7 +383,13 @@ struct Forward : Worker<T> {
   void run() {
     for (long l = 0; l < L; ++l) start(l);
     for (long t = 0; t < call.steps; ++t) {
-      for (long l = 0; l < L; ++l) step(t, l);
+      for (long l = 0; l < L; ++l) {
+        const LayerCall& layer = call.layer[l];
+        const long stride = problem.weights[l].layout.states;
+        if (layer.starts && t > 0 && t % call.segment == 0)
+          copy_past(start_of<T>(call, layer, t, first, stride), c[l].data(), count * stride);
+        step(t, l);
+      }
       for (long row = 0; row < count; ++row)
         for (long l = 0; l < L; ++l)
           copy(at_step<T>(call, call.h, t, first + row, problem.outputs) + problem.offset[l], of(h, l).at(row),
@@ -340,6 +413,24 @@ struct Forward : Worker<T> {
     }
   }
 
+  // Steps [from, to) of a slice, whose h and z are known, for what is kept of them; `c_before` is c before `from`.
+  void run_again(long from, long to, const std::vector<Buffer<T>>& c_before) {
+    kept.first_row = first, kept.first_step = from;
+    for (long l = 0; l < L; ++l) {
+      start(l);
+      const Layout<T>& layout = problem.weights[l].layout;
+      copy(c[l].data(), c_before[l].data(), count * layout.states);
+      for (long row = 0; from > 0 && row < count; ++row) {
+        copy(h[l].data() + row * layout.states,
+             at_step<T const>(call, call.h, from - 1, first + row, problem.outputs) + problem.offset[l], layout.hidden);
+        z.data()[row * L + l] = at_step<T const>(call, call.z, from - 1, first + row, L)[l];
+      }
+    }
+    for (long t = from; t < to; ++t)
+      for (long l = 0; l < L; ++l) step(t, l);
+    end_stream();
+  }
+
   void finish(long l) {
     const LayerCall& layer = call.layer[l];
     const long H = problem.weights[l].layout.hidden;
@@ -351,33 +442,33 @@ struct Forward : Worker<T> {
   }
 
   void step(long t, long l) {
-    const LayerCall& layer = call.layer[l];
     const Weights<T>& w = problem.weights[l];
     T* own = z.data() + l;
-    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0}, layer.gates && call.choice);
+    const KeptGates<T> gates = kept.gates(t, l, first);
+    // A step that will run again has the rows that it has then: how many there are decides about tiles.
+    const bool all = call.choice && (gates || call.segment);
+    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0}, all);
     const Rows<const T> above = of(h, w.above ? l + 1 : l), below = l ? of(h, l - 1) : this->x(t);
     const long read = w.has_boundary ? long(going.size()) : working;
     this->gather_own(l, read, of(h, l));
     for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
-    const KeptGates<T> kept = kept_at<T>(call, layer, t, first, w.layout.stride);
     if (ON_TILES<T> && working >= fewest_tiled_rows)
-      advance_on_tiles(l, kept);
+      advance_on_tiles(l, gates);
     else
-      for (const Block& block : w.layout.blocks) advance(l, block, kept);
+      for (const Block& block : w.layout.blocks) advance(l, block, gates);
     if (w.has_boundary)
       for (size_t n = 0; n < going.size(); ++n) {
         const T x = dot(X[l].data() + long(n) * w.stride, w.boundary.data(), w.stride);
         x_z.data()[going[n].row * L + l] = x;
         own[going[n].row * L] = problem.boundary(x);
       }
-    if (layer.cells)
-      copy_past(at_step<T>(call, layer.cells, t, first, w.layout.states), c[l].data(), count * w.layout.states);
+    if (T* const cells = kept.cells(t, l, first)) copy_past(cells, c[l].data(), count * w.layout.states);
   }
 
   // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
   // unit is finite and has no reader: its gradient is 0. The product is a loop of its own:
   // beside the constants of exp, GCC would not keep its sums on registers.
-  void advance(long l, const Block& block, KeptGates<T> kept) {
+  void advance(long l, const Block& block, KeptGates<T> gates) {
     const Weights<T>& w = problem.weights[l];
     std::fill_n(sums.data(), working * SUMS, T(0));
     const auto add_part = [&](long from, long to, long column, long depth) {
@@ -388,11 +479,11 @@ struct Forward : Worker<T> {
     add_part(0, working, 0, w.above_column());
     add_part(above_from, moving, w.above_column(), w.above);
     add_part(0, below_to, w.below_column(), w.below);
-    finish_rows(l, block, sums.data(), kept, 0, working);
+    finish_rows(l, block, sums.data(), gates, 0, working);
   }
 
   // All blocks of a layer, in groups of rows. While the tiles are at the sums of one block, vectors finish the one before.
-  void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] KeptGates<T> kept) {
+  void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] KeptGates<T> gates) {
     if constexpr (ON_TILES<T>) {
       const Weights<T>& w = problem.weights[l];
       for (long row = 0; row < working; ++row)
@@ -406,7 +497,7 @@ struct Forward : Worker<T> {
           long calls = 0;
           const auto meanwhile = [&] {
             if (++calls % 3 || row + 2 > last) return;
-            finish<2>(l, *done, done_sums, kept, row);
+            finish<2>(l, *done, done_sums, gates, row);
             row += 2;
           };
           const long end = std::min(working, group + TILED_ROWS), tile = block.gates() / TILE;
@@ -416,31 +507,31 @@ struct Forward : Worker<T> {
                      tile + block.lanes() / TILE, now, SUMS, add, meanwhile);
             add = true;
           }
-          if (done) finish_rows(l, *done, done_sums, kept, row, last);
+          if (done) finish_rows(l, *done, done_sums, gates, row, last);
           done = &block, done_sums = now - group * SUMS, row = group, last = end;
           now = sums.data() + (now == sums.data() ? TILED_ROWS * SUMS : 0);
         }
-      finish_rows(l, *done, done_sums, kept, row, last);
+      finish_rows(l, *done, done_sums, gates, row, last);
     }
   }
 
   // Rows [from, to) of a block, from their sums to h.
-  void finish_rows(long l, const Block& block, T* block_sums, KeptGates<T> kept, long from, long to) {
+  void finish_rows(long l, const Block& block, T* block_sums, KeptGates<T> gates, long from, long to) {
     long row = from;
-    for (; row + 2 <= to; row += 2) open_gates<2>(l, block, block_sums, row, kept);
-    if (row < to) open_gates<1>(l, block, block_sums, row, kept);
+    for (; row + 2 <= to; row += 2) open_gates<2>(l, block, block_sums, row, gates);
+    if (row < to) open_gates<1>(l, block, block_sums, row, gates);
     for_row_tiles(to - from, [&](auto tile, long n) { put_out<decltype(tile)::value>(l, block, block_sums, from + n); });
   }
 
   template <int R>
-  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, KeptGates<T> kept, long from) {
-    open_gates<R>(l, block, block_sums, from, kept);
+  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, KeptGates<T> gates, long from) {
+    open_gates<R>(l, block, block_sums, from, gates);
     put_out<R>(l, block, block_sums, from);
   }
 
   // The gates of R rows, and with them c. What is kept of a whole block goes past the caches: the backward pass is far.
   template <int R>
-  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> kept) {
+  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> gates) {
     const Layout<T>& layout = problem.weights[l].layout;
     Vector<T> gate[R * GATES];
     SEQPYRAMID_UNROLL
@@ -451,7 +542,7 @@ struct Forward : Worker<T> {
     for (int r = 0; r < R; ++r) {
       const Vector<T>* const own = gate + r * GATES;
       const Vector<T> i = own[0], f = own[1], g = own[2], o = own[3];
-      if (kept) kept.store(from + r, block, {i, f, g, o}, true);
+      if (gates) gates.store(from + r, block, {i, f, g, o}, true);
       const Mix<T>& mix = going[from + r];
       T* c_row = c[l].data() + mix.row * layout.states + block.unit;
       store<T>(c_row, mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row));
@@ -509,10 +600,10 @@ template <class T>
 struct Backward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
   using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
-  using Worker<T>::X;
+  using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>, GROUPS = SLICE_ROWS / TILED_ROWS;
   // d_h, d_c and d_z of a layer stand at step t until the layer is done with it, and at step t - 1 from then on.
-  std::vector<Buffer<T>> first_c, d_h, d_c, d_X;
+  std::vector<Buffer<T>> c_before, d_h, d_c, d_X;  // the first: c before all steps, or before those of the segment
   Buffer<T> d_z;      // [row][layer]
   Buffer<T> d_gates;  // [row][gate][width] of one block
   std::vector<Choice<T>> choices;
@@ -520,9 +611,11 @@ struct Backward : Worker<T> {
   std::vector<WeightGradient<T>> sums;
   std::vector<Waiting<T>> waiting;
   Buffer<Bf16> left, right, transposed;  // on tiles: pieces of two blocks' d_gates, twice, and of X
+  std::unique_ptr<Room<T>> room;         // with segments, what makes them again, and where
+  std::unique_ptr<Forward<T>> forward;
 
   explicit Backward(const Problem<T>& p)
-      : Worker<T>(p), first_c(this->states()), d_h(this->states()), d_c(this->states()), d_z(size_t(SLICE_ROWS * L)),
+      : Worker<T>(p, Kept<T>(p)), c_before(this->states()), d_h(this->states()), d_c(this->states()), d_z(size_t(SLICE_ROWS * L)),
         d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
     for (const Weights<T>& w : problem.weights) {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
@@ -536,6 +629,10 @@ struct Backward : Worker<T> {
       right = Buffer<Bf16>(size_t(2 * GROUPS * GATES * PIECES * TILE_SIZE));
       transposed = Buffer<Bf16>(size_t(GROUPS * most));
     }
+    if (!call.segment) return;
+    room = std::make_unique<Room<T>>(p);
+    kept = room->kept(p);
+    forward = std::make_unique<Forward<T>>(p, kept);
   }
 
   // h, c and z after step t; after step -1 they are the first state.
@@ -546,13 +643,10 @@ struct Backward : Worker<T> {
   }
   Rows<const T> c(long t, long l) const {
     const long stride = problem.weights[l].layout.states;
-    if (t < 0) return {first_c[l].data(), stride};
-    return {at_step<T const>(call, call.layer[l].cells, t, first, stride), stride};
+    return {t < kept.first_step ? c_before[l].data() : kept.cells(t, l, first), stride};
   }
   // In the order of the list.
-  KeptGates<T> gates_at(long t, long l) const {
-    return kept_at<T>(call, call.layer[l], t, first, problem.weights[l].layout.stride);
-  }
+  KeptGates<T> gates_at(long t, long l) const { return kept.gates(t, l, first); }
   Rows<const T> z(long t, long l) const {
     if (t < 0) return {at_step<T const>(call, call.layer[l].first_z, 0, first, 1), 1};
     return {at_step<T const>(call, call.z, t, first, L) + l, L};
@@ -560,7 +654,26 @@ struct Backward : Worker<T> {
 
   void run() {
     for (long l = 0; l < L; ++l) start(l);
-    for (long t = call.steps - 1; t >= 0; --t) {
+    for (long to = call.steps; to > 0;) {
+      const long from = call.segment ? (to - 1) / call.segment * call.segment : 0;
+      for (long l = 0; l < L; ++l) recall_c(from, l);
+      if (forward) {
+        kept.first_row = first, kept.first_step = from;
+        forward->first = first, forward->count = count;
+        forward->run_again(from, to, c_before);
+      }
+      back(from, to);
+      to = from;
+    }
+    for (long l = 0; l < L; ++l) {
+      add_waiting(l);
+      finish(l);
+    }
+  }
+
+  // Steps [from, to), the last first.
+  void back(long from, long to) {
+    for (long t = to - 1; t >= from; --t) {
       for (long row = 0; row < count; ++row) {
         for (long l = 0; call.d_h && l < L; ++l)
           add(d_h[l].data() + row * problem.weights[l].layout.states, T(1),
@@ -570,10 +683,16 @@ struct Backward : Worker<T> {
       }
       for (long l = L - 1; l >= 0; --l) step(t, l);
     }
-    for (long l = 0; l < L; ++l) {
-      add_waiting(l);
-      finish(l);
-    }
+  }
+
+  // c before step t, the first one or that of a segment.
+  void recall_c(long t, long l) {
+    const LayerCall& layer = call.layer[l];
+    const Layout<T>& layout = problem.weights[l].layout;
+    T* const to = c_before[l].data();
+    if (t > 0) return copy(to, start_of<T>(call, layer, t, first, layout.states), count * layout.states);
+    for (long row = 0; row < count; ++row)
+      copy(to + row * layout.states, at_step<T const>(call, layer.first_c, 0, first + row, layout.hidden), layout.hidden);
   }
 
   void start(long l) {
@@ -581,7 +700,6 @@ struct Backward : Worker<T> {
     const Layout<T>& layout = problem.weights[l].layout;
     const long H = layout.hidden;
     for (long row = 0; row < count; ++row) {
-      copy(first_c[l].data() + row * layout.states, at_step<T const>(call, layer.first_c, 0, first + row, H), H);
       copy(d_h[l].data() + row * layout.states, at_step<T>(call, layer.d_h, 0, first + row, H), H);
       copy(d_c[l].data() + row * layout.states, at_step<T>(call, layer.d_c, 0, first + row, H), H);
       d_z.data()[row * L + l] = *at_step<T>(call, layer.d_z, 0, first + row, 1);
@@ -918,8 +1036,20 @@ void backward(const Call& call) {
     }
 }
 
+// How many steps make a segment so that starts and rooms together need the least memory.
+template <class T>
+void segment(const Call& call) {
+  long start = 0, room = 0;
+  for (long l = 0; l < call.layers; ++l) {
+    const Layout<T> layout(call.layer[l].hidden);
+    start += call.batch * layout.states, room += std::min(call.threads, call.batch) * SLICE_ROWS * (layout.states + layout.stride);
+  }
+  *call.answer = best_segment(call.steps, start, room);
+}
+
 }  // namespace
 
+SEQPYRAMID_KERNEL(hm_lstm_segment, Call, segment)
 SEQPYRAMID_KERNEL(hm_lstm_forward, Call, forward)
 SEQPYRAMID_KERNEL(hm_lstm_backward, Call, backward)
 SEQPYRAMID_KERNEL(hm_lstm_read_forward, ReadCall, read_forward)
