@@ -18,7 +18,7 @@ from seqpyramid.kernels.lstm import lstm_layer
 RECOMPUTE: Any = Field(
     default=False,
     description="run steps again in the backward pass instead of keeping their states: long sequences in little "
-    "memory, for up to 1.2 times the time; moves no number",
+    "memory, for about 1.2 times the time; moves no number",
     json_schema_extra=NOT_IN_FINGERPRINT,
 )
 """The option of a model whose kernels can."""
