@@ -194,8 +194,8 @@ def test_recomputation_is_asked_for_by_an_override_and_moves_no_number(place: Pa
     no = run("train", "gru.yaml", "models.lstm_s.recompute=true")
     assert no.code == 2
     assert no.err == (
-        "error: override: models.lstm_s.recompute: unknown key; it is an option of lstm, tp_rnn and dilated_rnn, "
-        "not of gru\n"
+        "error: override: models.lstm_s.recompute: unknown key; it is an option of lstm, tp_rnn, "
+        "dilated_rnn and hm_lstm, not of gru\n"
     )
 
 

@@ -1,6 +1,7 @@
 """The naive form of the Dilated RNN is the same function as the product's two ways."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -75,11 +76,9 @@ def test_beside_it_the_model_copies_little(
             padded.append(len(x) + widths[-1])
         return functional_pad(x, widths)
 
-    def run_fused(
-        layer: nn.Module, x: Tensor, lengths: Tensor, state: object, *, keep_steps: bool
-    ) -> LayerRun:
+    def run_fused(layer: nn.Module, x: Tensor, lengths: Tensor, state: object, **options: Any) -> LayerRun:
         steps.append(int(lengths.sum()))
-        return fused.run_fused(layer, x, lengths, state, keep_steps=keep_steps)
+        return fused.run_fused(layer, x, lengths, state, **options)
 
     functional_pad = nn.functional.pad
     monkeypatch.setattr(nn.functional, "pad", pad)
