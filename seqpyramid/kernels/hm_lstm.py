@@ -40,7 +40,9 @@ The output module, equations (11) and (12) of the model, is a second call, :func
     \bar W^e &\mathrel{+}= \bar s y^\top, \qquad \bar w^l \mathrel{+}= \bar u^l h
 
 Kept for the backward pass: the gates (in 16 bits each where ``rounded``, see :mod:`seqpyramid.kernels.lstm`), c, h, z
-and x of every step, g and e; X and y are made again. D exists for one block of units of one layer at one step.
+and x of every step, g and e; X and y are made again. D exists for one block of units of one layer at one step. With
+recomputation c at the starts of segments stands in for gates and c: the backward pass makes those of one segment after
+the other again, the last first, from the h and z that are kept anyhow, with the same results bit for bit.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, S sum of H, E embedding size.
 """

@@ -18,9 +18,8 @@ Backward, :math:`\delta h_t` and :math:`\delta c_t` being what reaches a state f
 Kept for it are the gates and c; h is formed again. Gates may be kept in 16 bits each, as multiples of 1/65535 or, g, of
 1/32767, which rounds gradients (by 1e-5 of their norm over 784 steps) and no output. With recomputation only h and c at
 the starts of segments are kept: the backward pass runs one segment after the other forward again, the last first, and
-then backward, with the same
-results bit for bit. The layouts of packed weights are described in ``native/tile.h``. The plain twin is the loop over
-:class:`seqpyramid.models.cells.LSTMCell`.
+then backward, with the same results bit for bit. The layouts of packed weights are described in ``native/gates.h``. The
+plain twin is the loop over :class:`seqpyramid.models.cells.LSTMCell`.
 
 Shapes: B batch, T time, F inputs, H hidden units, P = H padded to whole vectors.
 """

@@ -268,8 +268,8 @@ void gru_step_on_tiles(const GruWeights<T>& w, const StepForward<T>& s, GruWork<
       row += ROWS;
     };
     const auto sum = [&](const RightFactor<T>& factor, Depth depth, long gate) {
-      multiply(s.rows, work.sources.left.data(), factor, depth, 0, factor.tiles(), sums(block) + gate * V, GATES * V, false,
-               advance);
+      multiply(s.rows, work.sources.left.data(), factor, depth, 0, factor.tiles(), sums(block) + gate * V, GATES * V,
+               false, advance);
     };
     sum(w.gates[k], w.gates[k].depth(), 0);
     sum(w.products[k], of_states, GRU_PRODUCT);
@@ -386,7 +386,8 @@ void gru_step_backward_on_tiles(const GruWeights<T>& w, const StepBackward<T>& s
     };
     const auto add_weights = [&](long first, long last, const Buffer<Bf16>& right, long column, long end, T* to,
                                  long columns) {
-      add_product_over_rows(last - first, (end - column) / TILE, work.sources.transposed.data() + first * PIECES * TILE_SIZE,
+      add_product_over_rows(last - first, (end - column) / TILE,
+                            work.sources.transposed.data() + first * PIECES * TILE_SIZE,
                             half(right, p) + column / TILE * PIECES * TILE_SIZE, to + column, columns, prepare);
     };
     if (s.dh_before || s.dx) add_sources(work.da_left, w.gates_back[p], d_sources, p > 0);

@@ -369,8 +369,8 @@ struct Forward : Worker<T> {
   explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {}
 
   Forward(const Problem<T>& p, Kept<T> kept_)
-      : Worker<T>(p, std::move(kept_)), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)), x_z(size_t(SLICE_ROWS * L)),
-        sums(size_t(SLICE_ROWS * SUMS)) {
+      : Worker<T>(p, std::move(kept_)), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)),
+        x_z(size_t(SLICE_ROWS * L)), sums(size_t(SLICE_ROWS * SUMS)) {
     long most = 0;
     for (const Weights<T>& w : problem.weights) most = std::max(most, left_stride(w.K));
     if (ON_TILES<T> && tiles_run()) left = Buffer<Bf16>(size_t(SLICE_ROWS * most));
@@ -466,8 +466,8 @@ struct Forward : Worker<T> {
   }
 
   // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
-  // unit is finite and has no reader: its gradient is 0. The product is a loop of its own:
-  // beside the constants of exp, GCC would not keep its sums on registers.
+  // unit is finite and has no reader: its gradient is 0. The product is a loop of its own: beside the constants of exp, GCC
+  // would not keep its sums on registers.
   void advance(long l, const Block& block, KeptGates<T> gates) {
     const Weights<T>& w = problem.weights[l];
     std::fill_n(sums.data(), working * SUMS, T(0));
@@ -615,8 +615,8 @@ struct Backward : Worker<T> {
   std::unique_ptr<Forward<T>> forward;
 
   explicit Backward(const Problem<T>& p)
-      : Worker<T>(p, Kept<T>(p)), c_before(this->states()), d_h(this->states()), d_c(this->states()), d_z(size_t(SLICE_ROWS * L)),
-        d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
+      : Worker<T>(p, Kept<T>(p)), c_before(this->states()), d_h(this->states()), d_c(this->states()),
+        d_z(size_t(SLICE_ROWS * L)), d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
     for (const Weights<T>& w : problem.weights) {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
       sums.emplace_back(w);
@@ -689,10 +689,11 @@ struct Backward : Worker<T> {
   void recall_c(long t, long l) {
     const LayerCall& layer = call.layer[l];
     const Layout<T>& layout = problem.weights[l].layout;
+    const long stride = layout.states, H = layout.hidden;
     T* const to = c_before[l].data();
-    if (t > 0) return copy(to, start_of<T>(call, layer, t, first, layout.states), count * layout.states);
+    if (t > 0) return copy(to, start_of<T>(call, layer, t, first, stride), count * stride);
     for (long row = 0; row < count; ++row)
-      copy(to + row * layout.states, at_step<T const>(call, layer.first_c, 0, first + row, layout.hidden), layout.hidden);
+      copy(to + row * stride, at_step<T const>(call, layer.first_c, 0, first + row, H), H);
   }
 
   void start(long l) {
@@ -1039,10 +1040,11 @@ void backward(const Call& call) {
 // How many steps make a segment so that starts and rooms together need the least memory.
 template <class T>
 void segment(const Call& call) {
+  const long rooms = std::min(call.threads, call.batch);
   long start = 0, room = 0;
   for (long l = 0; l < call.layers; ++l) {
     const Layout<T> layout(call.layer[l].hidden);
-    start += call.batch * layout.states, room += std::min(call.threads, call.batch) * SLICE_ROWS * (layout.states + layout.stride);
+    start += call.batch * layout.states, room += rooms * SLICE_ROWS * (layout.states + layout.stride);
   }
   *call.answer = best_segment(call.steps, start, room);
 }

@@ -18,8 +18,8 @@ bool have_tiles() {
 #if defined(SEQPYRAMID_EMULATED)
   return true;
 #elif defined(SEQPYRAMID_TILES) && defined(__linux__)
-  constexpr unsigned BF16 = 1u << 22, TILES = 1u << 24;                // of CPUID's leaf 7, in edx
-  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;          // asm/prctl.h; the number of the registers' state
+  constexpr unsigned BF16 = 1u << 22, TILES = 1u << 24;        // of CPUID's leaf 7, in edx
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // asm/prctl.h; the number of the registers' state
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16) == 0 || (d & TILES) == 0) return false;
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;

@@ -245,7 +245,9 @@ void lstm_backward(const LstmArguments& a) {
         continue;
       }
       rooms.with([&](const StepRoom<T>& room) {
-        run(piece, sum, work, {room.cells.data(), room.gates.data(), false, room.rows, P, w.gates_width(), slices[size_t(piece)].first}, &room);
+        const long first = slices[size_t(piece)].first;
+        run(piece, sum, work,
+            {room.cells.data(), room.gates.data(), false, room.rows, P, w.gates_width(), first}, &room);
       });
     }
   });

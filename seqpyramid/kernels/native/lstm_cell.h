@@ -165,8 +165,8 @@ void lstm_step_on_tiles(const LstmWeights<T>& w, long rows, Rows<const T> x, Row
       row += 2;
     };
     const long tile = block.gates() / TILE;
-    multiply(rows, work.sources.left.data(), w.sources, w.sources.depth(), tile, tile + block.lanes() / TILE, sums(block),
-             GATES * V, false, advance);
+    multiply(rows, work.sources.left.data(), w.sources, w.sources.depth(), tile, tile + block.lanes() / TILE,
+             sums(block), GATES * V, false, advance);
     if (done) advance_from<T, 4>(*done, sums(*done), c_before, gates, h, c, row, rows);
     done = &block;
   }
@@ -272,7 +272,7 @@ void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<co
     });
 }
 
-// How far from the gates (in bytes) and the c before those lie that are wanted two steps later; 0: nothing more is wanted.
+// How far from the gates (in bytes) and the c before those lie that are wanted two steps later; 0: nothing more is.
 struct Ahead {
   long gates = 0, cells = 0;
 };
@@ -333,8 +333,8 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
     };
     multiply(rows, left(k), transposed.sources[k], transposed.sources[k].depth(), 0, width / TILE, d_sources, width,
              k > 0, prepare);
-    add_product_over_rows(work.sources.tiles(), block.lanes() / TILE, work.sources.transposed.data(), right(k), sums.at(block, 0),
-                          block.lanes(), prepare);
+    add_product_over_rows(work.sources.tiles(), block.lanes() / TILE, work.sources.transposed.data(), right(k),
+                          sums.at(block, 0), block.lanes(), prepare);
     if (k + 1 < w.layout.blocks.size()) finish(k + 1, pair);
   }
   for (long row = 0; row < rows; ++row) {

@@ -268,7 +268,9 @@ SEQPYRAMID_INLINE void quick_squash(Vector<float> (&x)[K]) {
 #undef SEQPYRAMID_EACH
 }
 
-// GROUP at a time: more would not fit the registers.
+constexpr int QUICK_GROUP = SEQPYRAMID_VECTOR_BYTES == 64 ? 16 : 4;  // of more, numbers would not fit the registers
+
+// GROUP at a time.
 template <unsigned TANH, int GROUP, int K>
 SEQPYRAMID_INLINE void quick_squash_in_groups(Vector<float> (&x)[K]) {
   if constexpr (K <= GROUP) {
@@ -289,7 +291,7 @@ SEQPYRAMID_INLINE void quick_squash_in_groups(Vector<float> (&x)[K]) {
 template <class T, unsigned TANH, int K>
 SEQPYRAMID_INLINE void squash(Vector<T> (&x)[K]) {
 #if defined(SEQPYRAMID_QUICK_SQUASH)
-  if constexpr (std::is_same_v<T, float>) return quick_squash_in_groups<TANH, SEQPYRAMID_VECTOR_BYTES == 64 ? 16 : 4>(x);
+  if constexpr (std::is_same_v<T, float>) return quick_squash_in_groups<TANH, QUICK_GROUP>(x);
 #endif
   for (int k = 0; k < K; ++k)
     if (TANH >> k & 1) {

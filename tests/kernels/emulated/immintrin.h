@@ -1,5 +1,5 @@
-// What the kernels ask of AVX-512 and AMX, lane by lane in plain C++, so that tests can run the code of the widest level on
-// a processor that has neither. Found before the compiler's own header of this name; slow, and for tests only.
+// What the kernels ask of AVX-512 and AMX, lane by lane in plain C++, so that tests can run the code of the widest level
+// on a processor that has neither. Found before the compiler's own header of this name; slow, and for tests only.
 //
 // Where the processor's result is not the exact one, this is as wrong as it may be: an estimated reciprocal has 14 bits,
 // and tiles take denormal numbers for zero.
