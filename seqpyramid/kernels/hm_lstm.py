@@ -90,7 +90,7 @@ class Options(NamedTuple):
 
 
 class LayerArguments(ctypes.Structure):
-    """``LayerCall`` of native/hm_lstm.cpp."""
+    """``LayerCall`` of native/hm_problem.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("hidden", "above", "below", "columns", "below_at", "boundary")),
@@ -102,7 +102,7 @@ class LayerArguments(ctypes.Structure):
 
 
 class CallArguments(library.Arguments):
-    """``Call`` of native/hm_lstm.cpp."""
+    """``Call`` of native/hm_problem.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("layers", "steps", "batch", "threads")),
@@ -117,7 +117,7 @@ class CallArguments(library.Arguments):
 
 
 class ReadArguments(library.Arguments):
-    """``ReadCall`` of native/hm_lstm.cpp."""
+    """``ReadCall`` of native/output_module.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("steps", "batch", "layers", "outputs", "embedded", "threads")),

@@ -1,0 +1,317 @@
+// HM-LSTM forward, for the rows of one slice: steps 1 to 4 of hm_lstm.cpp.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "hm_problem.h"
+#include "rows.h"
+
+namespace seqpyramid::hm {
+
+// One thread's place for the slices that it takes, one after the other.
+template <class T>
+struct Worker {
+  const Problem<T>& problem;
+  const Call& call;
+  const long L;
+  long first = 0, count = 0;   // the slice's rows
+  std::vector<Mix<T>> going;   // rows that have a step: UPDATE, FLUSH with an open layer below, FLUSH, COPY
+  long above_from = 0;         // where FLUSH begins: from here on h of the layer above counts
+  long below_to = 0;           // where the layer below is no more open: before, its h counts
+  long moving = 0;             // where COPY begins
+  long working = 0;            // rows whose gates are needed, all or those before COPY
+  std::vector<Buffer<T>> X;    // of each layer
+  Kept<T> kept;
+
+  Worker(const Problem<T>& p, Kept<T> kept_) : problem(p), call(p.call), L(p.call.layers), kept(std::move(kept_)) {
+    going.reserve(SLICE_ROWS);
+    for (const Weights<T>& w : problem.weights) X.emplace_back(size_t(SLICE_ROWS * w.stride + TILE_DEPTH));
+  }
+
+  // One buffer (SLICE_ROWS, stride) a layer.
+  std::vector<Buffer<T>> states() const {
+    std::vector<Buffer<T>> each;
+    for (const Weights<T>& w : problem.weights) each.emplace_back(size_t(SLICE_ROWS * w.layout.states));
+    return each;
+  }
+
+  Rows<const T> x(long t) const {
+    return {static_cast<const T*>(call.x) + first * call.x_row + t * call.x_step, call.x_row};
+  }
+
+  // List the rows that go on. With `all`, the gates of a row that copies are needed, too: the gradient of having
+  // chosen COPY meets i g, which COPY does not.
+  void list(long t, Rows<const T> own, Rows<const T> below, bool all) {
+    going.clear();
+    const auto append = [&](bool flushes, bool open) {
+      for (long row = 0; row < count; ++row) {
+        if (t >= call.lengths[first + row]) continue;
+        const T z = *own.at(row), z_below = below ? *below.at(row) : T(1);
+        if ((z != 0) != flushes || (z_below != 0) != open) continue;
+        const T keep = (1 - z) * (1 - z_below);
+        going.push_back({row, z, z_below, 1 - keep, (1 - z) * z_below, keep});
+      }
+      return long(going.size());
+    };
+    above_from = append(false, true);
+    below_to = append(true, true);
+    moving = append(true, false);
+    append(false, false);
+    working = all ? long(going.size()) : moving;
+  }
+
+  // Blocks of the depth K on tiles, at most two stretches of them, in which rows [from, to) of X are not all zero.
+  std::vector<Depth> depths(long l, long from, long to) const {
+    const Weights<T>& w = problem.weights[l];
+    const bool has_above = w.above && above_from < std::min(to, moving) && from < moving, has_below = from < below_to;
+    const long own = depth_blocks(w.above_column()), all = depth_blocks(w.K);
+    if (has_above && has_below) return {{0, all}};
+    if (has_above) return {{0, depth_blocks(w.below_column())}};
+    const long below = std::max(own, w.below_column() / TILE_DEPTH);
+    if (!has_below || below == all) return {{0, own}};
+    if (below == own) return {{0, all}};
+    return {{0, own}, {below, all}};
+  }
+
+  // The rows' own h, in the first columns of X.
+  void gather_own(long l, long rows, Rows<const T> own) {
+    const Weights<T>& w = problem.weights[l];
+    for (long n = 0; n < rows; ++n) copy(X[l].data() + n * w.stride, own.at(going[n].row), w.layout.hidden);
+  }
+
+  // The other columns of row n.
+  void gather_others(long l, long n, Rows<const T> above, Rows<const T> below) {
+    const Weights<T>& w = problem.weights[l];
+    const Mix<T>& mix = going[n];
+    T* row = X[l].data() + n * w.stride;
+    row[w.layout.hidden] = 1;
+    put_scaled(row + w.above_column(), mix.own, above.at(mix.row), w.above);
+    put_scaled(row + w.below_column(), mix.below, below.at(mix.row), w.below);
+  }
+
+ private:
+  // What a closed boundary hides is not even looked at.
+  static void put_scaled(T* to, T boundary, const T* from, long n) {
+    if (boundary == 0)
+      std::fill_n(to, n, T(0));
+    else
+      scale(to, boundary, from, n);
+  }
+};
+
+template <class T>
+struct Forward : Worker<T> {
+  using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
+  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
+  using Worker<T>::X, Worker<T>::kept;
+  static constexpr long SUMS = SUMS_STRIDE<T>;
+  std::vector<Buffer<T>> h, c;
+  Buffer<T> z, x_z;  // [row][layer]
+  Buffer<T> sums;    // [row][gate][width] of one block
+  Buffer<Bf16> left;  // on tiles: X
+
+  explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {}
+
+  Forward(const Problem<T>& p, Kept<T> kept_)
+      : Worker<T>(p, std::move(kept_)), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)),
+        x_z(size_t(SLICE_ROWS * L)), sums(size_t(SLICE_ROWS * SUMS)) {
+    long most = 0;
+    for (const Weights<T>& w : problem.weights) most = std::max(most, left_stride(w.K));
+    if (ON_TILES<T> && tiles_run()) left = Buffer<Bf16>(size_t(SLICE_ROWS * most));
+  }
+
+  Rows<const T> of(const std::vector<Buffer<T>>& state, long l) const {
+    return {state[l].data(), problem.weights[l].layout.states};
+  }
+
+  void run() {
+    for (long l = 0; l < L; ++l) start(l);
+    for (long t = 0; t < call.steps; ++t) {
+      for (long l = 0; l < L; ++l) {
+        const LayerCall& layer = call.layer[l];
+        const long stride = problem.weights[l].layout.states;
+        if (layer.starts && t > 0 && t % call.segment == 0)
+          copy_past(start_of<T>(call, layer, t, first, stride), c[l].data(), count * stride);
+        step(t, l);
+      }
+      for (long row = 0; row < count; ++row)
+        for (long l = 0; l < L; ++l)
+          copy(at_step<T>(call, call.h, t, first + row, problem.outputs) + problem.offset[l], of(h, l).at(row),
+               problem.weights[l].layout.hidden);
+      copy(at_step<T>(call, call.z, t, first, L), z.data(), count * L);
+      if (call.x_z) copy(at_step<T>(call, call.x_z, t, first, L), x_z.data(), count * L);
+    }
+    for (long l = 0; l < L; ++l) finish(l);
+    end_stream();
+  }
+
+  void start(long l) {
+    const LayerCall& layer = call.layer[l];
+    const Layout<T>& layout = problem.weights[l].layout;
+    for (long row = 0; row < count; ++row) {
+      copy(h[l].data() + row * layout.states, at_step<T const>(call, layer.first_h, 0, first + row, layout.hidden),
+           layout.hidden);
+      copy(c[l].data() + row * layout.states, at_step<T const>(call, layer.first_c, 0, first + row, layout.hidden),
+           layout.hidden);
+      z.data()[row * L + l] = *at_step<T const>(call, layer.first_z, 0, first + row, 1);
+    }
+  }
+
+  // Steps [from, to) of a slice, whose h and z are known, for what is kept of them; `c_before` is c before `from`.
+  void run_again(long from, long to, const std::vector<Buffer<T>>& c_before) {
+    kept.first_row = first, kept.first_step = from;
+    for (long l = 0; l < L; ++l) {
+      start(l);
+      const Layout<T>& layout = problem.weights[l].layout;
+      copy(c[l].data(), c_before[l].data(), count * layout.states);
+      for (long row = 0; from > 0 && row < count; ++row) {
+        copy(h[l].data() + row * layout.states,
+             at_step<T const>(call, call.h, from - 1, first + row, problem.outputs) + problem.offset[l], layout.hidden);
+        z.data()[row * L + l] = at_step<T const>(call, call.z, from - 1, first + row, L)[l];
+      }
+    }
+    for (long t = from; t < to; ++t)
+      for (long l = 0; l < L; ++l) step(t, l);
+    end_stream();
+  }
+
+  void finish(long l) {
+    const LayerCall& layer = call.layer[l];
+    const long H = problem.weights[l].layout.hidden;
+    for (long row = 0; row < count; ++row) {
+      copy(at_step<T>(call, layer.last_h, 0, first + row, H), of(h, l).at(row), H);
+      copy(at_step<T>(call, layer.last_c, 0, first + row, H), of(c, l).at(row), H);
+      *at_step<T>(call, layer.last_z, 0, first + row, 1) = z.data()[row * L + l];
+    }
+  }
+
+  void step(long t, long l) {
+    const Weights<T>& w = problem.weights[l];
+    T* own = z.data() + l;
+    const KeptGates<T> gates = kept.gates(t, l, first);
+    // A step that will run again has the rows that it has then: how many there are decides about tiles.
+    const bool all = call.choice && (gates || call.segment);
+    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0}, all);
+    const Rows<const T> above = of(h, w.above ? l + 1 : l), below = l ? of(h, l - 1) : this->x(t);
+    const long read = w.has_boundary ? long(going.size()) : working;
+    this->gather_own(l, read, of(h, l));
+    for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
+    if (ON_TILES<T> && working >= fewest_tiled_rows)
+      advance_on_tiles(l, gates);
+    else
+      for (const Block& block : w.layout.blocks) advance(l, block, gates);
+    if (w.has_boundary)
+      for (size_t n = 0; n < going.size(); ++n) {
+        const T x = dot(X[l].data() + long(n) * w.stride, w.boundary.data(), w.stride);
+        x_z.data()[going[n].row * L + l] = x;
+        own[going[n].row * L] = problem.boundary(x);
+      }
+    if (T* const cells = kept.cells(t, l, first)) copy_past(cells, c[l].data(), count * w.layout.states);
+  }
+
+  // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
+  // unit is finite and has no reader: its gradient is 0. The product is a loop of its own: beside the constants of exp, GCC
+  // would not keep its sums on registers.
+  void advance(long l, const Block& block, KeptGates<T> gates) {
+    const Weights<T>& w = problem.weights[l];
+    std::fill_n(sums.data(), working * SUMS, T(0));
+    const auto add_part = [&](long from, long to, long column, long depth) {
+      add_product<T>(to - from, block.lanes() / LANES<T>, depth, X[l].data() + from * w.stride + column, w.stride, 1,
+                     w.forward.data() + w.panel(block) + column * block.lanes(), block.lanes(),
+                     sums.data() + from * SUMS, SUMS);
+    };
+    add_part(0, working, 0, w.above_column());
+    add_part(above_from, moving, w.above_column(), w.above);
+    add_part(0, below_to, w.below_column(), w.below);
+    finish_rows(l, block, sums.data(), gates, 0, working);
+  }
+
+  // All blocks of a layer, in groups of rows. While the tiles are at the sums of one block, vectors finish the one before.
+  void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] KeptGates<T> gates) {
+    if constexpr (ON_TILES<T>) {
+      const Weights<T>& w = problem.weights[l];
+      for (long row = 0; row < working; ++row)
+        split_row(w.K, X[l].data() + row * w.stride, left.data() + row * left_stride(w.K));
+      const Block* done = nullptr;                 // whose sums are there,
+      T *done_sums = nullptr, *now = sums.data();  // where,
+      long row = 0, last = 0;                      // and its unfinished rows
+      for (const Block& block : w.layout.blocks)
+        for (long group = 0; group < working; group += TILED_ROWS) {
+          if (block.lanes() < SUMS) std::fill_n(now, TILED_ROWS * SUMS, T(0));
+          long calls = 0;
+          const auto meanwhile = [&] {
+            if (++calls % 3 || row + 2 > last) return;
+            finish<2>(l, *done, done_sums, gates, row);
+            row += 2;
+          };
+          const long end = std::min(working, group + TILED_ROWS), tile = block.gates() / TILE;
+          bool add = false;
+          for (const Depth& depth : this->depths(l, group, end)) {
+            multiply(end - group, left.data() + group * left_stride(w.K), w.tiles, depth, tile,
+                     tile + block.lanes() / TILE, now, SUMS, add, meanwhile);
+            add = true;
+          }
+          if (done) finish_rows(l, *done, done_sums, gates, row, last);
+          done = &block, done_sums = now - group * SUMS, row = group, last = end;
+          now = sums.data() + (now == sums.data() ? TILED_ROWS * SUMS : 0);
+        }
+      finish_rows(l, *done, done_sums, gates, row, last);
+    }
+  }
+
+  // Rows [from, to) of a block, from their sums to h.
+  void finish_rows(long l, const Block& block, T* block_sums, KeptGates<T> gates, long from, long to) {
+    long row = from;
+    for (; row + 2 <= to; row += 2) open_gates<2>(l, block, block_sums, row, gates);
+    if (row < to) open_gates<1>(l, block, block_sums, row, gates);
+    for_row_tiles(to - from, [&](auto tile, long n) { put_out<decltype(tile)::value>(l, block, block_sums, from + n); });
+  }
+
+  template <int R>
+  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, KeptGates<T> gates, long from) {
+    open_gates<R>(l, block, block_sums, from, gates);
+    put_out<R>(l, block, block_sums, from);
+  }
+
+  // The gates of R rows, and with them c. What is kept of a whole block goes past the caches: the backward pass is far.
+  template <int R>
+  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> gates) {
+    const Layout<T>& layout = problem.weights[l].layout;
+    Vector<T> gate[R * GATES];
+    SEQPYRAMID_UNROLL
+    for (int k = 0; k < R * GATES; ++k)
+      gate[k] = load(block_sums + (from + k / GATES) * SUMS + k % GATES * block.width);
+    squash<T, 0b01000100>(gate);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vector<T>* const own = gate + r * GATES;
+      const Vector<T> i = own[0], f = own[1], g = own[2], o = own[3];
+      if (gates) gates.store(from + r, block, {i, f, g, o}, true);
+      const Mix<T>& mix = going[from + r];
+      T* c_row = c[l].data() + mix.row * layout.states + block.unit;
+      store<T>(c_row, mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row));
+      store(block_sums + (from + r) * SUMS, o);
+    }
+  }
+
+  // h of R rows, from c and the o that open_gates left.
+  template <int R>
+  SEQPYRAMID_INLINE void put_out(long l, const Block& block, const T* block_sums, long from) {
+    const long stride = problem.weights[l].layout.states;
+    Vector<T> squashed[R];
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) squashed[r] = load(c[l].data() + going[from + r].row * stride + block.unit);
+    squash<T, 0b11111111>(squashed);
+    SEQPYRAMID_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Mix<T>& mix = going[from + r];
+      T* h_row = h[l].data() + mix.row * stride + block.unit;
+      const Vector<T> o = load(block_sums + (from + r) * SUMS);
+      store<T>(h_row, mix.keep * load(h_row) + mix.change * (o * squashed[r]));
+    }
+  }
+};
+
+}  // namespace seqpyramid::hm
