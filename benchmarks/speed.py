@@ -44,7 +44,6 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     setting = Setting(
         spec=recipe.task.build().spec, batch_size=options.batch, time=options.time, device=device
     )
-    torch.manual_seed(0)
     models = rows(recipe, options.models, setting)
     everyone = references(setting) + [on_threads(one) for one in models]
     if options.twins:

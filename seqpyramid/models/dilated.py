@@ -210,8 +210,6 @@ class DilatedRNN(SequenceModel):
 
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run all layers; which way depends on what is read, see the module's docstring."""
-        if not kernels.fused(x, *self.layers.parameters()):
-            self.keeping.refuse_plain_training()
         x = x.transpose(0, 1)  # time leads from here on, so that folding is a view
         if self.read_by_cone:
             return Encoding(self.cone(x, lengths))
@@ -282,6 +280,7 @@ def all_states(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -
         steps, _ = run_kernel(layer, x, lengths, keeping, keep_steps=True)
         assert steps is not None  # they were asked for
         return steps.transpose(0, 1)
+    keeping.refuse_plain_training()
     return layer(x)[0]  # type: ignore[no-any-return]
 
 
@@ -289,6 +288,7 @@ def last_state(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -
     """State of one layer at each sequence's own last step: (T, B, F) -> (B, H)."""
     if kernels.fused(x, *layer.parameters()):
         return run_kernel(layer, x, lengths, keeping, keep_steps=False)[1]
+    keeping.refuse_plain_training()
     return last_steps(layer(x)[0].transpose(0, 1), lengths)
 
 

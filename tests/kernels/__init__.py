@@ -5,6 +5,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ WITH_TILES = "x86_64_v4 with AMX"
 """The widest level where the processor has tiles; elsewhere emulated in plain C++ (``emulated/immintrin.h``)."""
 EVERY_LEVEL = [*LEVELS, *([WITH_TILES] if COMPILER and "x86_64_v3" in LEVELS else [])]
 """That and the levels that run here, on vectors."""
+
+EMULATION = (
+    *("-w", "-D__AVX512F__", "-D__AVX512BW__", "-D__AMX_BF16__", "-DSEQPYRAMID_EMULATED"),
+    *("-isystem", str(Path(__file__).parent / "emulated")),
+)
+"""The compiler's flags for the code of the widest level, beside those of x86-64-v3."""
 
 needs_kernels = pytest.mark.skipif(
     not LEVELS, reason="no compiled kernels (python setup.py build_ext --inplace)"
@@ -50,7 +57,9 @@ FIRST_AND_LAST = list(dict.fromkeys((LEVELS or ["none"])[k] for k in (0, -1)))
 
 
 def level_flags(level: str) -> list[str]:
-    """What setup.py compiles a level with."""
+    """What setup.py compiles a level with; that with tiles is emulated."""
+    if level == WITH_TILES:
+        return [*level_flags("x86_64_v3"), *EMULATION]
     levels: dict[str, dict[str, str]] = from_setup("LEVELS")
     more = from_setup("IF_KNOWN").get(level, "")
     return next((f"{known[level]} {more}".split() for known in levels.values() if level in known), [])

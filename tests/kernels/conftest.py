@@ -47,9 +47,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def _compile_emulated(path: Path) -> None:
     path.parent.mkdir()
-    command = [str(COMPILER), *from_setup("FLAGS").replace("-O3", "-O1").split(), *level_flags("x86_64_v3")]
-    command += ["-w", "-D__AVX512F__", "-D__AVX512BW__", "-D__AMX_BF16__", "-DSEQPYRAMID_EMULATED"]
-    command += ["-isystem", str(Path(__file__).parent / "emulated")]
+    command = [str(COMPILER), *from_setup("FLAGS").replace("-O3", "-O1").split(), *level_flags(WITH_TILES)]
 
     def compile_one(source: Path) -> str:
         target = path.with_name(f"{source.stem}.o")

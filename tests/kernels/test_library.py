@@ -13,7 +13,7 @@ from seqpyramid import kernels
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import LstmArguments
-from tests.kernels import COMPILER, LEVELS, from_setup, level_flags, needs_kernels, running
+from tests.kernels import COMPILER, EVERY_LEVEL, LEVELS, from_setup, level_flags, needs_kernels, running
 
 X = torch.zeros(1)
 
@@ -119,7 +119,7 @@ int main() { SEQPYRAMID_TYPE }
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", EVERY_LEVEL or ["none"])
 @pytest.mark.parametrize(("type_", "epsilon"), [("float", 2.0**-23), ("double", 2.0**-52)])
 def test_functions_are_accurate_to_the_last_digits(
     tmp_path: Path, type_: str, epsilon: float, level: str

@@ -223,7 +223,7 @@ struct Room {
   Kept<T> kept(const Problem<T>& problem) const {
     Kept<T> kept(problem);
     kept.rows = SLICE_ROWS, kept.rounded = false;
-    for (size_t l = 0; l < kept.layers.size() && l < cells.size(); ++l)
+    for (size_t l = 0; l < kept.layers.size(); ++l)
       kept.layers[l].cells = cells[l].data(), kept.layers[l].gates = gates[l].data();
     return kept;
   }

@@ -97,13 +97,29 @@ SEQPYRAMID_INLINE typename VectorTypes<T>::bits bits_of(Vector<T> v) {
   return bits;
 }
 
-// The greater of two, lane by lane; NaN if b is.
+// The greater and the lesser of two, lane by lane; of two numbers with a NaN among them, the second.
 template <class T>
 SEQPYRAMID_INLINE Vector<T> greater(Vector<T> a, Vector<T> b) {
+  if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_max_ps(0xffff, a, b);
+    return _mm512_maskz_max_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
 #endif
+  }
   return a > b ? a : b;
+}
+
+template <class T>
+SEQPYRAMID_INLINE Vector<T> lesser(Vector<T> a, Vector<T> b) {
+  if constexpr (std::is_same_v<T, float>) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#endif
+  }
+  return a < b ? a : b;
 }
 
 // The first `count` lanes from memory, the others zero.
@@ -200,36 +216,14 @@ SEQPYRAMID_INLINE Vector<T> exp(Vector<T> x) {
 #if defined(__AVX2__) || defined(__AVX512F__)
 #define SEQPYRAMID_QUICK_SQUASH
 
-// The greater and the lesser of two; of two numbers with a NaN among them, the second.
-SEQPYRAMID_INLINE Vector<float> greater_or_second(Vector<float> a, Vector<float> b) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_max_ps(0xffff, a, b);
-#else
-  return _mm256_max_ps(a, b);
-#endif
-}
-
-SEQPYRAMID_INLINE Vector<float> lesser_or_second(Vector<float> a, Vector<float> b) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_min_ps(0xffff, a, b);
-#else
-  return _mm256_min_ps(a, b);
-#endif
-}
-
-// With n the integer nearest to x a / ln 2: x a / ln 2 - n, and 2^n in `power`. |x a| < 84; a is a small integer.
+// With n the integer nearest to x a / ln 2: x a / ln 2 - n, and 2^n in `power`. |x a| < 84; a is a small integer. The
+// product with `high` has no other use than two sums, so that it is fused into both and never rounded.
 SEQPYRAMID_INLINE Vector<float> take_power(Vector<float> x, float a, Vector<float>& power) {
   constexpr float high = 1.44269502f, low = 1.92596303e-8f;  // 1 / ln 2 in two parts
-#if defined(__AVX512F__)
-  const Vector<float> n =
-      _mm512_maskz_roundscale_ps(0xffff, x * (a * high), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  power = _mm512_maskz_scalef_ps(0xffff, broadcast<float>(1.f), n);
-#else
   constexpr float rounding = ROUNDING<float> + VectorTypes<float>::bias;
   const Vector<float> shifted = x * (a * high) + rounding, n = shifted - rounding;
   const VectorTypes<float>::bits exponent = bits_of<float>(shifted) << 23;
   std::memcpy(&power, &exponent, sizeof power);
-#endif
   return x * (a * low) + (x * (a * high) - n);
 }
 
@@ -245,8 +239,8 @@ SEQPYRAMID_INLINE void quick_squash(Vector<float> (&x)[K]) {
   constexpr float c[] = {6.9314718e-1f, 2.4022651e-1f, 5.550357e-2f, 9.618083e-3f, 1.3390863e-3f, 1.5453163e-4f};
   V f[K], n[K], y[K];
 #define SEQPYRAMID_EACH _Pragma("GCC unroll 16") for (int k = 0; k < K; ++k)
-  SEQPYRAMID_EACH x[k] = greater_or_second(broadcast<float>(TANH >> k & 1 ? -41.f : -83.f), x[k]);
-  SEQPYRAMID_EACH x[k] = lesser_or_second(broadcast<float>(TANH >> k & 1 ? 41.f : 83.f), x[k]);
+  SEQPYRAMID_EACH x[k] = greater<float>(broadcast<float>(TANH >> k & 1 ? -41.f : -83.f), x[k]);
+  SEQPYRAMID_EACH x[k] = lesser<float>(broadcast<float>(TANH >> k & 1 ? 41.f : 83.f), x[k]);
   SEQPYRAMID_EACH f[k] = take_power(x[k], TANH >> k & 1 ? 2.f : -1.f, n[k]);
   SEQPYRAMID_EACH y[k] = f[k] * c[5] + c[4];
   SEQPYRAMID_EACH y[k] = y[k] * f[k] + c[3];

@@ -15,9 +15,6 @@ typedef long long __m512i __attribute__((vector_size(64), may_alias));
 typedef long long __m256i __attribute__((vector_size(32), may_alias));
 typedef uint16_t __mmask16;
 
-#define _MM_FROUND_TO_NEAREST_INT 0
-#define _MM_FROUND_NO_EXC 8
-
 namespace emulated {
 
 typedef uint16_t u16 __attribute__((vector_size(64), may_alias));
@@ -67,12 +64,6 @@ inline __m512 _mm512_maskz_max_ps(__mmask16, __m512 a, __m512 b) {
 }
 inline __m512 _mm512_maskz_min_ps(__mmask16, __m512 a, __m512 b) {
   return emulated::each([&](int k) { return a[k] < b[k] ? a[k] : b[k]; });
-}
-inline __m512 _mm512_maskz_roundscale_ps(__mmask16, __m512 a, int) {
-  return emulated::each([&](int k) { return std::nearbyint(a[k]); });
-}
-inline __m512 _mm512_maskz_scalef_ps(__mmask16, __m512 a, __m512 b) {
-  return emulated::each([&](int k) { return a[k] * std::exp2(std::floor(b[k])); });
 }
 inline __m512 _mm512_maskz_rcp14_ps(__mmask16, __m512 a) {
   return emulated::each([&](int k) {
