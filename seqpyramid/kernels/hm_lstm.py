@@ -29,8 +29,8 @@ Backward, with :math:`\bar v` for the gradient of v, :math:`\bar h_t` and so on 
 COPY, FLUSH or UPDATE (``choice``); without it they are 0, and a layer that copies makes no gates at all, as in
 inference. A sequence that has ended keeps h, c and z.
 
-The output module, equations (11) and (12) of the model, is a second call, :func:`read`, on
-:math:`h = [h^1; \dots; h^L]`:
+The output module, equations (11) and (12) of the model, reads :math:`h = [h^1; \dots; h^L]` of each step at once, so
+that h need not be handed on:
 
 .. math::
     g^l &= \sigma(w^l h), \qquad y = [g^1 h^1; \dots; g^L h^L], \qquad e = \mathrm{ReLU}(W^e y) \\
@@ -41,8 +41,8 @@ The output module, equations (11) and (12) of the model, is a second call, :func
 
 Kept for the backward pass: the gates (in 16 bits each where ``rounded``, see :mod:`seqpyramid.kernels.lstm`), c, h, z
 and x of every step, g and e; X and y are made again. D exists for one block of units of one layer at one step. With
-recomputation c at the starts of segments stands in for gates and c: the backward pass makes those of one segment after
-the other again, the last first, from the h and z that are kept anyhow, with the same results bit for bit.
+recomputation h and c at the starts of segments stand in for gates, c and h: the backward pass makes those of one
+segment after the other again, the last first, with the same results bit for bit.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, S sum of H, E embedding size.
 """
@@ -56,7 +56,7 @@ from torch import Tensor
 
 from seqpyramid.kernels import library
 from seqpyramid.kernels.library import pointer
-from seqpyramid.kernels.lstm import Segment, new_gates, padded, segment_length
+from seqpyramid.kernels.lstm import Segment, new_gates, padded, refuse_second_derivatives, segment_length
 
 State = tuple[Tensor, Tensor, Tensor]
 """h (B, H), c (B, H) and z (B, 1) of one layer."""
@@ -89,6 +89,15 @@ class Options(NamedTuple):
     """How many steps the backward pass runs again at a time; it changes no result."""
 
 
+class OutputModule(NamedTuple):
+    """What reads h."""
+
+    gates: Tensor
+    """w^l in rows (L, S)."""
+    embedding: Tensor
+    """W^e (E, S)."""
+
+
 class LayerArguments(ctypes.Structure):
     """``LayerCall`` of native/hm_problem.h."""
 
@@ -98,6 +107,17 @@ class LayerArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("last_h", "last_c", "last_z", "cells", "gates")),
         ("starts", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("d_weight", "d_bias", "d_h", "d_c", "d_z")),
+    )
+
+
+class ReadArguments(ctypes.Structure):
+    """``ReadCall`` of native/output_module.h."""
+
+    _fields_ = (
+        ("embedded", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("gates", "embedding", "g", "e", "d_e")),
+        *((name, ctypes.c_int64) for name in ("d_step", "d_row")),
+        *((name, ctypes.c_void_p) for name in ("d_gates", "d_embedding")),
     )
 
 
@@ -112,45 +132,41 @@ class CallArguments(library.Arguments):
         *((name, ctypes.c_void_p) for name in ("lengths", "x")),
         *((name, ctypes.c_int64) for name in ("x_row", "x_step")),
         *((name, ctypes.c_void_p) for name in ("h", "z", "x_z", "d_h", "d_z", "d_x")),
+        ("read", ReadArguments),
         ("layer", ctypes.POINTER(LayerArguments)),
     )
 
 
-class ReadArguments(library.Arguments):
-    """``ReadCall`` of native/output_module.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("steps", "batch", "layers", "outputs", "embedded", "threads")),
-        *((name, ctypes.c_void_p) for name in ("hidden", "h", "gates", "embedding", "g", "e", "d_e")),
-        *((name, ctypes.c_int64) for name in ("d_step", "d_row")),
-        *((name, ctypes.c_void_p) for name in ("d_h", "d_gates", "d_embedding")),
-    )
-
-
 def unroll(
-    x: Tensor, lengths: Tensor, layers: Sequence[Layer], states: Sequence[State], options: Options
+    x: Tensor,
+    lengths: Tensor,
+    layers: Sequence[Layer],
+    states: Sequence[State],
+    options: Options,
+    output: OutputModule | None = None,
 ) -> tuple[Tensor, Tensor, tuple[State, ...]]:
     """Run the layers over x (B, T, F).
 
     Returns:
-        h of all layers side by side (B, T, sum of H), z (B, T, L), and the states after each sequence's own end.
-        Past that end, h and z stay as they are.
+        h of all layers side by side (B, T, S) or, with an output module, e (B, T, E); z (B, T, L); and the states after
+        each sequence's own end. Past that end, h and z stay as they are, and e is 0.
     """
     tensors = [
         tensor
         for layer, state in zip(layers, states, strict=True)
         for tensor in (layer.weight, layer.bias, *state)
     ]
+    tensors += output or []
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
     sizes = [(layer.hidden, layer.above, layer.below) for layer in layers]
     lengths = lengths.contiguous()
-    h, z, *after = _Unroll.apply(x, lengths, sizes, options, keep, *tensors)  # type: ignore[no-untyped-call]
+    steps, z, *after = _Unroll.apply(x, lengths, sizes, options, keep, *tensors)  # type: ignore[no-untyped-call]
     last = tuple((after[n], after[n + 1], after[n + 2]) for n in range(0, len(after), 3))
-    return h.transpose(0, 1), z.transpose(0, 1), last
+    return steps.transpose(0, 1), z.transpose(0, 1), last
 
 
 class _Unroll(torch.autograd.Function):
-    """Tensors of a layer, in this order: weight, bias, first h, c, z; time stands first in h and z."""
+    """Tensors of a layer, in this order: weight, bias, first h, c, z; then the output module's; time stands first."""
 
     @staticmethod
     def forward(
@@ -168,10 +184,15 @@ class _Unroll(torch.autograd.Function):
         arguments = _arguments(x, lengths, sizes, options, tensors)
         if keep:
             arguments.segment = segment_length("hm_lstm_segment", options.segment, arguments, x.dtype)
-        h = x.new_empty(time, batch, sum(hidden for hidden, _, _ in sizes))
+        read, embedded = arguments.read, arguments.read.embedded
+        wanted = not embedded or (keep and not arguments.segment)
+        h = x.new_empty(time, batch, sum(hidden for hidden, _, _ in sizes)) if wanted else None
         z = x.new_empty(time, batch, len(sizes))
+        e = x.new_empty(time, batch, embedded) if embedded else None
         x_z = torch.empty_like(z) if keep else None
+        g = torch.empty_like(z) if keep and embedded else None
         arguments.h, arguments.z, arguments.x_z = pointer(h), pointer(z), pointer(x_z)
+        read.g, read.e = pointer(g), pointer(e)
         after: list[Tensor] = []
         kept: list[Tensor] = []
         for n, (hidden, _, _) in enumerate(sizes):
@@ -181,7 +202,7 @@ class _Unroll(torch.autograd.Function):
             after += last
             width = padded(hidden, x.dtype)
             if keep and arguments.segment:
-                starts = x.new_empty(-(-time // arguments.segment) - 1, batch, width)
+                starts = x.new_empty(-(-time // arguments.segment) - 1, 2, batch, width)
                 layer.starts = pointer(starts)
                 kept.append(starts)
             elif keep:
@@ -194,24 +215,27 @@ class _Unroll(torch.autograd.Function):
             ctx.set_materialize_grads(False)
             ctx.sizes, ctx.options = sizes, options
             ctx.segment, ctx.threads = arguments.segment, arguments.threads
-            ctx.save_for_backward(x, lengths, h, z, x_z, *kept, *tensors)
-        return h, z, *after
+            h_kept = None if arguments.segment else h
+            ctx.save_for_backward(x, lengths, h_kept, z, x_z, g, e, *kept, *tensors)
+        steps = h if e is None else e
+        assert steps is not None  # h is wanted where there is no e
+        return steps, z, *after
 
     @staticmethod
     def backward(
-        ctx: Any, d_h: Tensor | None, d_z: Tensor | None, *d_after: Tensor | None
+        ctx: Any, d_steps: Tensor | None, d_z: Tensor | None, *d_after: Tensor | None
     ) -> tuple[Any, ...]:
-        _refuse_second_derivatives()
-        x, lengths, h, z, x_z, *others = ctx.saved_tensors
+        refuse_second_derivatives()
+        x, lengths, h, z, x_z, g, e, *others = ctx.saved_tensors
         names = ("starts",) if ctx.segment else ("cells", "gates")
         kept, tensors = others[: len(names) * len(ctx.sizes)], others[len(names) * len(ctx.sizes) :]
         arguments = _arguments(x, lengths, ctx.sizes, ctx.options, tensors)
         arguments.segment, arguments.threads = ctx.segment, ctx.threads
-        d_h, d_z = (d if d is None else d.contiguous() for d in (d_h, d_z))
+        d_z = d_z if d_z is None else d_z.contiguous()
         # Zero, because the kernel adds to the weights' gradients and leaves out the steps past an end.
         d_x = torch.zeros(x.shape, dtype=x.dtype) if ctx.needs_input_grad[0] else None
         arguments.h, arguments.z, arguments.x_z = pointer(h), pointer(z), pointer(x_z)
-        arguments.d_h, arguments.d_z, arguments.d_x = pointer(d_h), pointer(d_z), pointer(d_x)
+        arguments.d_z, arguments.d_x = pointer(d_z), pointer(d_x)
         gradients: list[Tensor | None] = []
         for n in range(len(ctx.sizes)):
             layer = arguments.layer[n]
@@ -226,6 +250,18 @@ class _Unroll(torch.autograd.Function):
             layer.d_weight, layer.d_bias = pointer(d_weight), pointer(d_bias)
             layer.d_h, layer.d_c, layer.d_z = map(pointer, d_states)
             gradients += [d_weight, d_bias, *d_states]
+        read = arguments.read
+        if not read.embedded:
+            d_steps = d_steps if d_steps is None else d_steps.contiguous()
+            arguments.d_h = pointer(d_steps)
+        else:
+            d_output = [torch.zeros_like(weight) for weight in tensors[5 * len(ctx.sizes) :]]
+            read.d_gates, read.d_embedding = map(pointer, d_output)
+            read.g, read.e = pointer(g), pointer(e)
+            if d_steps is not None:
+                d_steps = d_steps if d_steps.stride(2) == 1 else d_steps.contiguous()
+                read.d_e, read.d_step, read.d_row = pointer(d_steps), d_steps.stride(0), d_steps.stride(1)
+            gradients += d_output
         library.call("hm_lstm_backward", x.dtype, arguments)
         return d_x, None, None, None, None, *gradients
 
@@ -256,58 +292,9 @@ def _arguments(
         layer.boundary = weight.shape[0] - 4 * hidden
         layer.weight, layer.bias = pointer(weight), pointer(bias)
         layer.first_h, layer.first_c, layer.first_z = map(pointer, (h, c, z))
+    if output := tensors[5 * len(sizes) :]:
+        gates, embedding = output
+        assert embedding is not None
+        arguments.read.embedded = len(embedding)
+        arguments.read.gates, arguments.read.embedding = pointer(gates), pointer(embedding)
     return arguments
-
-
-def read(h: Tensor, gates: Tensor, embedding: Tensor, hidden_sizes: Sequence[int]) -> Tensor:
-    """Map h (B, T, S) by the output module with w^l in the rows of ``gates`` (L, S) and W^e (E, S) to (B, T, E)."""
-    tensors = (h, gates, embedding)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    sizes = torch.tensor(hidden_sizes)
-    e: Tensor = _Read.apply(h.transpose(0, 1), gates, embedding, sizes, keep)  # type: ignore[no-untyped-call]
-    return e.transpose(0, 1)
-
-
-class _Read(torch.autograd.Function):
-    """Time stands first in h and e."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, gates: Tensor, embedding: Tensor, sizes: Tensor, keep: bool) -> Tensor:
-        h, gates, embedding = h.contiguous(), gates.contiguous(), embedding.contiguous()
-        arguments = _read_arguments(h, gates, embedding, sizes)
-        time, batch, _ = h.shape
-        e = h.new_empty(time, batch, len(embedding))
-        g = h.new_empty(time, batch, len(gates)) if keep else None
-        arguments.e, arguments.g = pointer(e), pointer(g)
-        library.call("hm_lstm_read_forward", h.dtype, arguments)
-        if keep:
-            ctx.save_for_backward(h, gates, embedding, sizes, g, e)
-        return e
-
-    @staticmethod
-    def backward(ctx: Any, d_e: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        h, gates, embedding, sizes, g, e = ctx.saved_tensors
-        arguments = _read_arguments(h, gates, embedding, sizes)
-        d_e = d_e if d_e.stride(2) == 1 else d_e.contiguous()
-        d_h, d_gates, d_embedding = torch.empty_like(h), torch.zeros_like(gates), torch.zeros_like(embedding)
-        arguments.g, arguments.e, arguments.d_e = pointer(g), pointer(e), pointer(d_e)
-        arguments.d_step, arguments.d_row = d_e.stride(0), d_e.stride(1)
-        arguments.d_h = pointer(d_h)
-        arguments.d_gates, arguments.d_embedding = pointer(d_gates), pointer(d_embedding)
-        library.call("hm_lstm_read_backward", h.dtype, arguments)
-        return d_h, d_gates, d_embedding, None, None
-
-
-def _read_arguments(h: Tensor, gates: Tensor, embedding: Tensor, sizes: Tensor) -> ReadArguments:
-    arguments = ReadArguments()
-    arguments.steps, arguments.batch, arguments.outputs = h.shape
-    arguments.layers, arguments.embedded = len(gates), len(embedding)
-    arguments.threads, arguments.hidden = library.threads(), pointer(sizes)
-    arguments.h, arguments.gates, arguments.embedding = pointer(h), pointer(gates), pointer(embedding)
-    return arguments
-
-
-def _refuse_second_derivatives() -> None:
-    if torch.is_grad_enabled():  # somebody builds a graph of the backward pass
-        raise RuntimeError("the HM-LSTM kernel has no second derivative; choose the plain kernels for that")

@@ -56,12 +56,13 @@ Not established, and what was chosen:
 Speed: the plain twin is a clear loop over steps and layers (``step_loop``), since a step needs the layer above one step
 earlier; only the first layer's input projection stands outside it. Where it can,
 :mod:`seqpyramid.kernels.hm_lstm` (on a GPU :mod:`seqpyramid.kernels.gpu.hm_lstm`) runs the same loop, and on a CPU (11)
-and (12), as one call each, unless boundaries are drawn or ``layer_norm`` is set.
+and (12) with it, unless boundaries are drawn or ``layer_norm`` is set.
 
 Shapes: B batch, T time, F input features, H hidden units of a layer, L layers, E embedding size.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -233,18 +234,16 @@ class HMLSTM(SequenceModel):
     def encode(self, x: Tensor, lengths: Tensor, state: Any = None) -> Encoding:
         """Run the layers step by step, then the output module over all steps that are read."""
         layers, pooled = state if state is not None else (self._initial(len(x)), None)
-        h, z, after = self._unroll(x, lengths, layers)
-        steps = None
-        if self.summary == "mean" or self.spec.needs == "steps":
-            steps = mask_steps(self.output(h), lengths)
+        read = self.summary == "mean" or self.spec.needs == "steps"
+        steps, z, after = self._unroll(x, lengths, layers, read=read)
         if self.summary == "mean":
-            assert steps is not None  # as just set
             total, count = steps.sum(1), _counts(lengths, x)
             if pooled is not None:
                 total, count = total + pooled[0], count + pooled[1]
             summary, pooled = total / count, (total, count)
         else:
-            summary = self.output(last_steps(h, lengths)) if steps is None else last_steps(steps, lengths)
+            summary = last_steps(steps, lengths)
+            summary = summary if read else self.output(summary)
         return Encoding(
             summary,
             steps=steps if self.spec.needs == "steps" else None,
@@ -256,22 +255,27 @@ class HMLSTM(SequenceModel):
         return tuple(cell.initial(batch) for cell in cast("list[HMLSTMCell]", self.cells))
 
     def _unroll(
-        self, x: Tensor, lengths: Tensor, states: Sequence[LayerState]
+        self, x: Tensor, lengths: Tensor, states: Sequence[LayerState], *, read: bool = False
     ) -> tuple[Tensor, Tensor, tuple[LayerState, ...]]:
-        """Return h of all layers side by side (B, T, sum of H), z (B, T, L), and the last states."""
-        tensors = (x, *self.cells.parameters(), *chain.from_iterable(states))
-        compiled, on_gpu = kernels.fused(*tensors), kernels.on_gpu(*tensors)
-        if self.has_kernel and (compiled or on_gpu):
-            layers = [cell.kernel_layer() for cell in cast("list[HMLSTMCell]", self.cells)]
-            if compiled:
-                return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options())
-            from seqpyramid.kernels.gpu import hm_lstm as gpu  # needs Triton
+        """Return h of all layers side by side (B, T, sum of H), z (B, T, L), and the last states.
 
-            self.keeping.refuse_plain_training()
-            if gpu.admits(layers, x.dtype):
-                return gpu.unroll(x, lengths, layers, states, self._kernel_options())
+        With ``read`` h^e (B, T, E), zero past ``lengths``, takes the place of h.
+        """
+        tensors = (x, *self.cells.parameters(), *self.output.parameters(), *chain.from_iterable(states))
+        run = self._loop
+        if self.has_kernel:
+            layers = [cell.kernel_layer() for cell in cast("list[HMLSTMCell]", self.cells)]
+            if kernels.fused(*tensors):
+                output = self.output.kernel_weights() if read else None
+                return hm_lstm.unroll(x, lengths, layers, states, self._kernel_options(), output)
+            if kernels.on_gpu(*tensors):
+                from seqpyramid.kernels.gpu import hm_lstm as gpu  # needs Triton
+
+                if gpu.admits(layers, x.dtype):
+                    run = partial(gpu.unroll, layers=layers, options=self._kernel_options())
         self.keeping.refuse_plain_training()
-        return self._loop(x, lengths, states)
+        h, z, after = run(x, lengths, states=states)
+        return mask_steps(self.output(h), lengths) if read else h, z, after
 
     @property
     def has_kernel(self) -> bool:
@@ -482,12 +486,14 @@ class OutputModule(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (..., sum of H) to (..., E)."""
-        if h.ndim == 3 and kernels.fused(h, self.gates, self.embedding):
-            return hm_lstm.read(h, self.gates, self.embedding, self.hidden_sizes)
         gates = torch.sigmoid(nnf.linear(h, self.gates)).chunk(len(self.hidden_sizes), dim=-1)
         parts = torch.split(h, self.hidden_sizes, dim=-1)
         gated = torch.cat([g * part for g, part in zip(gates, parts, strict=True)], dim=-1)
         return torch.relu(nnf.linear(gated, self.embedding))
+
+    def kernel_weights(self) -> hm_lstm.OutputModule:
+        """The weights as the kernel reads them."""
+        return hm_lstm.OutputModule(self.gates, self.embedding)
 
     @property
     def flops(self) -> int:

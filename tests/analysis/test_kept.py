@@ -41,6 +41,7 @@ def test_an_lstm_keeps_its_gates_and_c() -> None:
     [
         ("lstm", {"hidden_size": 32}),
         ("tp_rnn", {"hidden_size": 32, "pyramid_length": (10, 5), "granularity": (5, 3)}),
+        ("hm_lstm", {"hidden_sizes": (32, 32), "embedding_size": 1}),
     ],
 )
 def test_memory_is_linear_in_time_and_recomputation_saves_most(name: str, fields: dict[str, object]) -> None:
@@ -48,9 +49,10 @@ def test_memory_is_linear_in_time_and_recomputation_saves_most(name: str, fields
         short, long = (kept(config(name, **fields), B=4, T=T) for T in (500, 1000))
         again, longer = (kept(config(name, recompute=True, **fields), B=4, T=T) for T in (1000, 4000))
     assert long == pytest.approx(2 * short, rel=0.02)
-    if name == "lstm":
+    if name != "tp_rnn":
         assert again < long / 10
-        assert longer < 2.5 * again  # the square root of four, and what does not grow
+        # the square root of four, and what does not grow; in HM-LSTM z and the output's few numbers of every step do
+        assert longer < (2.5 if name == "lstm" else 3.2) * again
     else:
         assert again < long / 7  # the second layer's inputs stay
 

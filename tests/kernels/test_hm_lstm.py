@@ -14,7 +14,8 @@ from torch import Tensor
 from seqpyramid import kernels
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import hm_lstm
-from seqpyramid.models.hm_lstm import HMLSTM
+from seqpyramid.models.base import mask_steps
+from seqpyramid.models.hm_lstm import HMLSTM, OutputModule
 from tests.kernels import FIRST_AND_LAST, level_flags, needs_kernels, running
 from tests.kernels.hm_lstm_models import (
     Case,
@@ -75,18 +76,19 @@ def test_gates_in_16_bits_round_gradients_and_nothing_else(level: str, rows: int
 
 @pytest.mark.parametrize("rows", [7, 150])
 @pytest.mark.parametrize("fields", [{}, {"selection_gradient": "where"}, {"boundaries": "soft"}])
-def test_recomputation_changes_no_bit(level: str, rows: int, fields: dict[str, object]) -> None:
+@pytest.mark.parametrize("read", [False, True])
+def test_recomputation_changes_no_bit(level: str, rows: int, fields: dict[str, object], read: bool) -> None:
     for dtype in (torch.float64, torch.float32):
         found = []
         for recompute in (False, True):
             model = build([20, 33, 17], 3, dtype=dtype, carry=True, recompute=recompute, **fields)
             x, states = batch(model, rows, 23)
-            leaves = [x, *(part for state in states for part in state), *model.cells.parameters()]
+            leaves = [x, *(part for state in states for part in state), *model.parameters()]
             with running("fused", 2):
-                h, z, after = model._unroll(x, torch.arange(rows) * 5 % 23 + 1, states)
-                loss = h.sin().sum() + z.sum() + torch.cat([c for _, c, _ in after], 1).cos().sum()
+                steps, z, after = model._unroll(x, torch.arange(rows) * 5 % 23 + 1, states, read=read)
+                loss = steps.sin().sum() + z.sum() + torch.cat([c for _, c, _ in after], 1).cos().sum()
                 gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-            found.append([h, z, *(g for g in gradients if g is not None)])
+            found.append([steps, z, *(g for g in gradients if g is not None)])
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -162,47 +164,59 @@ def test_gradients_of_soft_boundaries_are_derivatives() -> None:
     assert torch.autograd.gradcheck(run, (x, *flat, *weights), nondet_tol=0)
 
 
-@settings(max_examples=40)
-@given(st.data())
-def test_the_output_module_equals_its_plain_twin(data: st.DataObject) -> None:
-    draw = data.draw
-    model = build(
-        draw(st.lists(st.integers(1, 35), min_size=2, max_size=5), "sizes"),
-        embedding_size=draw(st.integers(1, 20), "embedding"),
-        seed=draw(st.integers(0, 99), "seed"),
-    )
-    rows, time = draw(st.integers(1, 20), "rows"), draw(st.integers(1, 9), "time")
-    torch.set_num_threads(draw(st.integers(1, 3), "threads"))
+@settings(max_examples=60)
+@given(
+    cases(units=35, layers=5, inputs=3, rows=20, time=9), st.integers(1, 20), st.integers(1, 3), st.booleans()
+)
+def test_the_output_module_equals_its_plain_twin(case: Case, size: int, threads: int, shared: bool) -> None:
+    model, x, lengths, states = case
+    model.output = OutputModule(model.output.hidden_sizes, size, init="torch").double()
     generator = torch.Generator().manual_seed(3)
-    shape = rows, time, sum(model.output.hidden_sizes)
-    h = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-    weights = torch.randn(
-        rows, time, model.output.embedding.shape[0], generator=generator, dtype=torch.float64
-    )
-    if draw(st.booleans(), "the same for all steps"):
+    weights = torch.randn(len(x), x.shape[1], size, generator=generator, dtype=torch.float64)
+    if shared:  # by all steps, as where their mean is taken
         weights = weights[:, :1].expand_as(weights)
+    leaves = [x, *(part for state in states for part in state), *model.parameters()]
+    torch.set_num_threads(threads)
     found = []
     for mode in ("plain", "fused"):
         kernels.choose(mode)  # type: ignore[arg-type]
-        e = model.output(h)
-        gradients = torch.autograd.grad(e, [h, *model.output.parameters()], weights)
-        found.append([e, *gradients])
+        e, z, _ = model._unroll(x, lengths, states, read=True)
+        loss = (weights * e).sum() + mask_steps(z, lengths).sum()
+        found.append([e, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     for plain, fused in zip(*found, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10 * max(1e-3, plain.abs().max().item()))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 45, 150])
+def test_the_output_module_in_float32(level: str, rows: int) -> None:
+    fields = {"boundaries": "soft", "spread": 0.1, "embedding_size": 37}
+    model = build([100, 41], 3, dtype=torch.float32, carry=True, **fields)  # type: ignore[arg-type]
+    x, states = batch(model, rows, 20)
+    lengths = 20 - torch.arange(rows) * 7 % 20
+    found = []
+    for mode in ("plain", "fused"):
+        kernels.choose(mode)  # type: ignore[arg-type]
+        e, _, _ = model._unroll(x, lengths, states, read=True)
+        found.append(
+            [e, *torch.autograd.grad(e.sin().sum(), [x, *model.parameters()], materialize_grads=True)]
+        )
+    assert 0.1 < (found[0][0] > 0).float().mean() < 0.9  # ReLU's, and what stands past an end
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5 * plain.abs().max().item())
 
 
 def test_inference_gives_the_same_numbers() -> None:
     model = build([20, 33, 17], carry=True)
     x, states = batch(model, 70, 9)
     lengths = torch.arange(70) % 9 + 1
-    trained = model._unroll(x, lengths, states)
-    with torch.no_grad():
-        found = model._unroll(x, lengths, states)
-    assert trained[0].requires_grad
-    assert not found[0].requires_grad
-    assert torch.equal(found[0], trained[0])
-    assert torch.equal(found[1], trained[1])
-    assert torch.equal(model.output(found[0]), model.output(trained[0]))
+    for read in (False, True):
+        trained = model._unroll(x, lengths, states, read=read)
+        with torch.no_grad():
+            found = model._unroll(x, lengths, states, read=read)
+        assert trained[0].requires_grad
+        assert not found[0].requires_grad
+        assert torch.equal(found[0], trained[0])
+        assert torch.equal(found[1], trained[1])
 
 
 def test_the_same_bytes_in_every_run() -> None:
@@ -244,10 +258,10 @@ def test_the_model_calls_the_kernel_where_it_can(monkeypatch: pytest.MonkeyPatch
     kernel = hm_lstm.unroll
 
     def counted(
-        x: Tensor, lengths: Tensor, layers: object, states: object, options: hm_lstm.Options
+        x: Tensor, lengths: Tensor, layers: object, states: object, options: hm_lstm.Options, output: object
     ) -> object:
         calls.append(options)
-        return kernel(x, lengths, layers, states, options)  # type: ignore[arg-type]
+        return kernel(x, lengths, layers, states, options, output)  # type: ignore[arg-type]
 
     monkeypatch.setattr(hm_lstm, "unroll", counted)
     x = batch(build([6, 5]), 3, 4)[0]
@@ -283,8 +297,8 @@ def test_the_whole_model_gives_the_plain_results() -> None:
 def test_a_second_derivative_is_refused() -> None:
     model = build([6, 5])
     x, states = batch(model, 2, 3)
-    h, _, _ = model._unroll(x, torch.tensor([3, 3]), states)
-    for loss in (h.sum(), model.output(h).sum(), model.output(h.detach()).sum()):
+    for read in (False, True):
+        loss = model._unroll(x, torch.tensor([3, 3]), states, read=read)[0].sum()
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
 
@@ -335,18 +349,15 @@ int main() {
     call.segment = 5;
     for (long l = 0; l < L; ++l) {
       layers[l].cells = layers[l].gates = nullptr;
-      layers[l].starts = make((T - 1) / call.segment * B * padded<float>(H[l]), false);
+      layers[l].starts = make((T - 1) / call.segment * 2 * B * padded<float>(H[l]), false);
     }
-    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
-    ReadCall read = {};
+    ReadCall& read = call.read;
     const long E = 41;
-    read.size = sizeof read, read.steps = T, read.batch = B, read.layers = L, read.outputs = total;
-    read.embedded = E, read.threads = 4, read.hidden = H, read.h = call.h;
-    read.gates = make(L * total, true), read.embedding = make(E * total, true);
-    read.g = make(T * B * L, false), read.e = make(T * B * E, false), read.d_h = make(T * B * total, false);
-    read.d_e = make(B * E, true), read.d_step = 0, read.d_row = E;
+    read.embedded = E, read.gates = make(L * total, true), read.embedding = make(E * total, true);
+    read.g = make(T * B * L, false), read.e = make(T * B * E, false), read.d_e = make(B * E, true), read.d_row = E;
     read.d_gates = make(L * total, false), read.d_embedding = make(E * total, false);
-    if (seqpyramid_hm_lstm_read_forward_float32(&read) || seqpyramid_hm_lstm_read_backward_float32(&read)) return 1;
+    call.h = nullptr, call.d_h = nullptr;
+    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
   }
 }
 """

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "hm_forward.h"
@@ -44,7 +45,8 @@ struct Backward : Worker<T> {
   using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>, GROUPS = SLICE_ROWS / TILED_ROWS;
   // d_h, d_c and d_z of a layer stand at step t until the layer is done with it, and at step t - 1 from then on.
-  std::vector<Buffer<T>> c_before, d_h, d_c, d_X;  // the first: c before all steps, or before those of the segment
+  std::vector<Buffer<T>> d_h, d_c, d_X;
+  std::vector<Buffer<T>> h_before, c_before;  // all steps, or those of the segment
   Buffer<T> d_z;      // [row][layer]
   Buffer<T> d_gates;  // [row][gate][width] of one block
   std::vector<Choice<T>> choices;
@@ -52,12 +54,13 @@ struct Backward : Worker<T> {
   std::vector<WeightGradient<T>> sums;
   std::vector<Waiting<T>> waiting;
   Buffer<Bf16> left, right, transposed;  // on tiles: pieces of two blocks' d_gates, twice, and of X
+  std::optional<Reader<T>> reader;
   std::unique_ptr<Room<T>> room;         // with segments, what makes them again, and where
   std::unique_ptr<Forward<T>> forward;
 
   explicit Backward(const Problem<T>& p)
-      : Worker<T>(p, Kept<T>(p)), c_before(this->states()), d_h(this->states()), d_c(this->states()),
-        d_z(size_t(SLICE_ROWS * L)), d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
+      : Worker<T>(p, Kept<T>(p)), d_h(this->states()), d_c(this->states()), h_before(this->states()),
+        c_before(this->states()), d_z(size_t(SLICE_ROWS * L)), d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
     for (const Weights<T>& w : problem.weights) {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
       sums.emplace_back(w);
@@ -70,6 +73,7 @@ struct Backward : Worker<T> {
       right = Buffer<Bf16>(size_t(2 * GROUPS * GATES * PIECES * TILE_SIZE));
       transposed = Buffer<Bf16>(size_t(GROUPS * most));
     }
+    if (p.output) reader.emplace(*p.output, call.read, SLICE_ROWS, true);
     if (!call.segment) return;
     room = std::make_unique<Room<T>>(p);
     kept = room->kept(p);
@@ -78,9 +82,8 @@ struct Backward : Worker<T> {
 
   // h, c and z after step t; after step -1 they are the first state.
   Rows<const T> h(long t, long l) const {
-    const long H = problem.weights[l].layout.hidden;
-    if (t < 0) return {at_step<T const>(call, call.layer[l].first_h, 0, first, H), H};
-    return {at_step<T const>(call, call.h, t, first, problem.outputs) + problem.offset[l], problem.outputs};
+    if (t < kept.first_step) return {h_before[l].data(), problem.weights[l].layout.states};
+    return {kept.h(t, first) + problem.offset[l], problem.outputs};
   }
   Rows<const T> c(long t, long l) const {
     const long stride = problem.weights[l].layout.states;
@@ -97,15 +100,16 @@ struct Backward : Worker<T> {
     for (long l = 0; l < L; ++l) start(l);
     for (long to = call.steps; to > 0;) {
       const long from = call.segment ? (to - 1) / call.segment * call.segment : 0;
-      for (long l = 0; l < L; ++l) recall_c(from, l);
+      for (long l = 0; l < L; ++l) recall(from, l);
       if (forward) {
         kept.first_row = first, kept.first_step = from;
         forward->first = first, forward->count = count;
-        forward->run_again(from, to, c_before);
+        forward->run_again(from, to, h_before, c_before);
       }
       back(from, to);
       to = from;
     }
+    if (reader) reader->add_waiting();
     for (long l = 0; l < L; ++l) {
       add_waiting(l);
       finish(l);
@@ -115,6 +119,7 @@ struct Backward : Worker<T> {
   // Steps [from, to), the last first.
   void back(long from, long to) {
     for (long t = to - 1; t >= from; --t) {
+      if (call.read.d_e) read_back(t);
       for (long row = 0; row < count; ++row) {
         for (long l = 0; call.d_h && l < L; ++l)
           add(d_h[l].data() + row * problem.weights[l].layout.states, T(1),
@@ -126,15 +131,32 @@ struct Backward : Worker<T> {
     }
   }
 
-  // c before step t, the first one or that of a segment.
-  void recall_c(long t, long l) {
+  // From the gradient of e to that of h.
+  void read_back(long t) {
+    const ReadCall& read = call.read;
+    const Rows<const T> d_e{static_cast<const T*>(read.d_e) + t * read.d_step + first * read.d_row, read.d_row};
+    reader->backward(count, kept.h(t, first), at_step<T const>(call, read.g, t, first, L),
+                     at_step<T const>(call, read.e, t, first, read.embedded), d_e);
+    for (long row = 0; row < count; ++row)
+      for (long l = 0; l < L; ++l) {
+        const Layout<T>& layout = problem.weights[l].layout;
+        add(d_h[l].data() + row * layout.states, T(1), reader->d_h(row) + problem.offset[l], layout.hidden);
+      }
+  }
+
+  // h and c before step t, the first ones or those of a segment.
+  void recall(long t, long l) {
     const LayerCall& layer = call.layer[l];
     const Layout<T>& layout = problem.weights[l].layout;
     const long stride = layout.states, H = layout.hidden;
-    T* const to = c_before[l].data();
-    if (t > 0) return copy(to, start_of<T>(call, layer, t, first, stride), count * stride);
-    for (long row = 0; row < count; ++row)
-      copy(to + row * stride, at_step<T const>(call, layer.first_c, 0, first + row, H), H);
+    if (t > 0) {
+      copy(h_before[l].data(), start_of<T>(call, layer, t, 0, first, stride), count * stride);
+      copy(c_before[l].data(), start_of<T>(call, layer, t, 1, first, stride), count * stride);
+    }
+    for (long row = 0; t == 0 && row < count; ++row) {
+      copy(h_before[l].data() + row * stride, at_step<T const>(call, layer.first_h, 0, first + row, H), H);
+      copy(c_before[l].data() + row * stride, at_step<T const>(call, layer.first_c, 0, first + row, H), H);
+    }
   }
 
   void start(long l) {

@@ -1,7 +1,8 @@
-// HM-LSTM forward, for the rows of one slice: steps 1 to 4 of hm_lstm.cpp.
+// HM-LSTM forward, for the rows of one slice: steps 1 to 5 of hm_lstm.cpp.
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -111,9 +112,16 @@ struct Forward : Worker<T> {
   Buffer<T> z, x_z;  // [row][layer]
   Buffer<T> sums;    // [row][gate][width] of one block
   Buffer<Bf16> left;  // on tiles: X
+  std::optional<Reader<T>> reader;
+  Buffer<T> outputs;  // [row][outputs]: h of all layers where only the reader wants it
 
-  explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {}
+  explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {
+    if (!p.output) return;
+    reader.emplace(*p.output, call.read, SLICE_ROWS, false);
+    outputs = Buffer<T>(size_t(SLICE_ROWS * p.outputs));
+  }
 
+  // One that makes steps again, for the backward pass.
   Forward(const Problem<T>& p, Kept<T> kept_)
       : Worker<T>(p, std::move(kept_)), h(this->states()), c(this->states()), z(size_t(SLICE_ROWS * L)),
         x_z(size_t(SLICE_ROWS * L)), sums(size_t(SLICE_ROWS * SUMS)) {
@@ -129,21 +137,28 @@ struct Forward : Worker<T> {
   void run() {
     for (long l = 0; l < L; ++l) start(l);
     for (long t = 0; t < call.steps; ++t) {
-      for (long l = 0; l < L; ++l) {
-        const LayerCall& layer = call.layer[l];
-        const long stride = problem.weights[l].layout.states;
-        if (layer.starts && t > 0 && t % call.segment == 0)
-          copy_past(start_of<T>(call, layer, t, first, stride), c[l].data(), count * stride);
-        step(t, l);
-      }
-      for (long row = 0; row < count; ++row)
-        for (long l = 0; l < L; ++l)
-          copy(at_step<T>(call, call.h, t, first + row, problem.outputs) + problem.offset[l], of(h, l).at(row),
-               problem.weights[l].layout.hidden);
+      if (call.segment && t > 0 && t % call.segment == 0)
+        for (long l = 0; l < L; ++l) keep_start(t, l);
+      advance(t);
       copy(at_step<T>(call, call.z, t, first, L), z.data(), count * L);
       if (call.x_z) copy(at_step<T>(call, call.x_z, t, first, L), x_z.data(), count * L);
     }
     for (long l = 0; l < L; ++l) finish(l);
+    end_stream();
+  }
+
+  // Steps [from, to) of a slice, whose z is known, for what is kept of them; the others are the states before `from`.
+  void run_again(long from, long to, const std::vector<Buffer<T>>& h_before, const std::vector<Buffer<T>>& c_before) {
+    kept.first_row = first, kept.first_step = from;
+    for (long l = 0; l < L; ++l) {
+      const long stride = problem.weights[l].layout.states;
+      copy(h[l].data(), h_before[l].data(), count * stride);
+      copy(c[l].data(), c_before[l].data(), count * stride);
+      for (long row = 0; row < count; ++row)
+        z.data()[row * L + l] = from > 0 ? at_step<T const>(call, call.z, from - 1, first + row, L)[l]
+                                         : *at_step<T const>(call, call.layer[l].first_z, 0, first + row, 1);
+    }
+    for (long t = from; t < to; ++t) advance(t);
     end_stream();
   }
 
@@ -159,22 +174,10 @@ struct Forward : Worker<T> {
     }
   }
 
-  // Steps [from, to) of a slice, whose h and z are known, for what is kept of them; `c_before` is c before `from`.
-  void run_again(long from, long to, const std::vector<Buffer<T>>& c_before) {
-    kept.first_row = first, kept.first_step = from;
-    for (long l = 0; l < L; ++l) {
-      start(l);
-      const Layout<T>& layout = problem.weights[l].layout;
-      copy(c[l].data(), c_before[l].data(), count * layout.states);
-      for (long row = 0; from > 0 && row < count; ++row) {
-        copy(h[l].data() + row * layout.states,
-             at_step<T const>(call, call.h, from - 1, first + row, problem.outputs) + problem.offset[l], layout.hidden);
-        z.data()[row * L + l] = at_step<T const>(call, call.z, from - 1, first + row, L)[l];
-      }
-    }
-    for (long t = from; t < to; ++t)
-      for (long l = 0; l < L; ++l) step(t, l);
-    end_stream();
+  void keep_start(long t, long l) {
+    const long stride = problem.weights[l].layout.states;
+    copy_past(start_of<T>(call, call.layer[l], t, 0, first, stride), h[l].data(), count * stride);
+    copy_past(start_of<T>(call, call.layer[l], t, 1, first, stride), c[l].data(), count * stride);
   }
 
   void finish(long l) {
@@ -185,6 +188,24 @@ struct Forward : Worker<T> {
       copy(at_step<T>(call, layer.last_c, 0, first + row, H), of(c, l).at(row), H);
       *at_step<T>(call, layer.last_z, 0, first + row, 1) = z.data()[row * L + l];
     }
+  }
+
+  // All layers by one step, and what is made of their h.
+  void advance(long t) {
+    for (long l = 0; l < L; ++l) step(t, l);
+    T* const to = kept.outputs ? kept.h(t, first) : outputs.data();
+    for (long row = 0; to && row < count; ++row)
+      for (long l = 0; l < L; ++l)
+        copy(to + row * problem.outputs + problem.offset[l], of(h, l).at(row), problem.weights[l].layout.hidden);
+    if (reader) read(t, to);
+  }
+
+  void read(long t, const T* all_h) {
+    const long E = call.read.embedded;
+    T* const e = at_step<T>(call, call.read.e, t, first, E);
+    reader->forward(count, all_h, call.read.g ? at_step<T>(call, call.read.g, t, first, L) : nullptr, e);
+    for (long row = 0; row < count; ++row)
+      if (t >= call.lengths[first + row]) std::fill_n(e + row * E, E, T(0));
   }
 
   void step(long t, long l) {

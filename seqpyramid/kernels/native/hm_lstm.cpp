@@ -9,14 +9,14 @@
 //   3. makes the four gates of a block of units, and from them c and h, while they are in the nearest cache,
 //   4. makes z~ by one product a row.
 //
-// The output module, which reads h of all layers, is a pass of its own (output_module.h).
+// Then 5. the output module reads h of all layers (output_module.h), where it is wanted: h itself then need not be kept.
 //
 // The backward pass goes through the same lists from the end. Where a boundary is 0, so is a part of X, and the order
 // of the rows lets the products leave it out; where a row copies, all four gates' gradients are 0. Where only few rows
 // do not copy, their shares of the weights' gradients wait for those of other steps.
 //
-// Recomputation (segments.h): h and z of all steps are there anyhow, so forward keeps c at the starts of segments, and
-// backward makes gates and c of one segment after the other again, bit for bit.
+// Recomputation (segments.h): z of all steps is there anyhow, so forward keeps h and c at the starts of segments, and
+// backward makes gates, c and h of one segment after the other again, bit for bit.
 //
 // Where the machine has tiles for matrices (tiles.h) they make the products of many rows, while vectors make the
 // gates, or the gates' gradients, of another block.
@@ -28,7 +28,6 @@
 
 #include "hm_backward.h"
 #include "interface.h"
-#include "output_module.h"
 #include "parallel.h"
 
 using namespace seqpyramid;
@@ -39,9 +38,7 @@ namespace {
 // Take all slices through `run` of one worker a thread; the workers, in an order that the load does not change.
 template <class Work, class T>
 std::vector<Work> run_slices(const Problem<T>& problem) {
-  const long batch = problem.call.batch, threads = std::min(long(problem.call.threads), batch);
-  const long rounds = (batch + SLICE_ROWS * threads - 1) / (SLICE_ROWS * threads);
-  const long slices = std::min(batch, rounds * threads);
+  const long batch = problem.call.batch, threads = threads_of(problem.call), slices = slices_of(problem.call);
   std::vector<Work> workers;
   for (long n = 0; n < threads; ++n) workers.emplace_back(problem);
   run_parallel(threads, [&](long n) {
@@ -62,7 +59,8 @@ void forward(const Call& call) {
 template <class T>
 void backward(const Call& call) {
   const Problem<T> problem(call, true);
-  for (Backward<T>& worker : run_slices<Backward<T>>(problem))
+  for (Backward<T>& worker : run_slices<Backward<T>>(problem)) {
+    if (worker.reader) worker.reader->add_to(call.read);
     for (long l = 0; l < call.layers; ++l) {
       const Weights<T>& w = problem.weights[l];
       T* d_weight = static_cast<T*>(call.layer[l].d_weight);
@@ -76,16 +74,18 @@ void backward(const Call& call) {
           },
           worker.sums[l].gates.data(), worker.sums[l].boundary.data());
     }
+  }
 }
 
 // How many steps make a segment so that starts and rooms together need the least memory.
 template <class T>
 void segment(const Call& call) {
-  const long rooms = std::min(call.threads, call.batch);
+  const long rows = threads_of(call) * most_rows(call);
   long start = 0, room = 0;
   for (long l = 0; l < call.layers; ++l) {
     const Layout<T> layout(call.layer[l].hidden);
-    start += call.batch * layout.states, room += rooms * SLICE_ROWS * (layout.states + layout.stride);
+    start += 2 * call.batch * layout.states;
+    room += rows * (layout.hidden + layout.states + layout.stride);
   }
   *call.answer = best_segment(call.steps, start, room);
 }
@@ -95,5 +95,3 @@ void segment(const Call& call) {
 SEQPYRAMID_KERNEL(hm_lstm_segment, Call, segment)
 SEQPYRAMID_KERNEL(hm_lstm_forward, Call, forward)
 SEQPYRAMID_KERNEL(hm_lstm_backward, Call, backward)
-SEQPYRAMID_KERNEL(hm_lstm_read_forward, ReadCall, read_forward)
-SEQPYRAMID_KERNEL(hm_lstm_read_backward, ReadCall, read_backward)

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kept_gates.h"
+#include "output_module.h"
 #include "segments.h"
 #include "tile.h"
 #include "tiles.h"
@@ -24,7 +26,7 @@ struct LayerCall {
   const void *first_h, *first_c, *first_z;   // (B, H), (B, H), (B)
   void *last_h, *last_c, *last_z;            // forward only
   void *cells, *gates;                       // (T, B, padded H), (T, B, gates' width); null: keep nothing, or
-  void* starts;                              // (segments but the first, B, padded H), c; null: not that either
+  void* starts;                              // (segments but the first, h and c, B, padded H); null: not that either
   void *d_weight, *d_bias;                   // zero on entry
   void *d_h, *d_c, *d_z;                     // of the last state on entry, of the first one on return
 };
@@ -42,15 +44,26 @@ struct Call {
   const int64_t* lengths;  // (B)
   const void* x;           // (B, T, F), the last axis contiguous
   int64_t x_row, x_step;
-  void *h, *z;             // (T, B, sum of H), (T, B, L)
+  void *h, *z;             // (T, B, sum of H), null: nobody wants it or it is made again; (T, B, L)
   void* x_z;               // (T, B, L), z~ before its function; null: keep nothing
   const void *d_h, *d_z;   // gradients of h and z; null: zero
   void* d_x;               // (B, T, F), zero on entry; null: not wanted
+  ReadCall read;
   LayerCall* layer;
 };
 
 // Rows that a slice has at most: the gates' gradients of one block then fit a first-level cache.
 constexpr long SLICE_ROWS = 64;
+
+inline long threads_of(const Call& call) { return std::min(call.threads, call.batch); }
+
+// How many slices the batch is cut into: the same number for every thread, where there are so many rows.
+inline long slices_of(const Call& call) {
+  const long rows = SLICE_ROWS * threads_of(call);
+  return std::min(long(call.batch), (call.batch + rows - 1) / rows * threads_of(call));
+}
+
+inline long most_rows(const Call& call) { return (call.batch + slices_of(call) - 1) / slices_of(call); }
 
 // A layer's weights in the order in which the tiles read them.
 template <class T>
@@ -149,6 +162,7 @@ struct Problem {
   std::vector<Weights<T>> weights;
   std::vector<long> offset;  // of each layer in a row of h
   long outputs = 0;
+  std::optional<ReadWeights<T>> output;
 
   Problem(const Call& c, bool both) : call(c) {
     for (long l = 0; l < call.layers; ++l) {
@@ -156,6 +170,10 @@ struct Problem {
       offset.push_back(outputs);
       outputs += call.layer[l].hidden;
     }
+    if (!call.read.embedded) return;
+    std::vector<long> hidden;
+    for (const Weights<T>& w : weights) hidden.push_back(w.layout.hidden);
+    output.emplace(call.read, hidden, outputs, both);
   }
 
   T z_tilde(T x) const {
@@ -173,7 +191,7 @@ struct Problem {
   }
 };
 
-// Where c and the gates of all layers lie: of all steps, or of one segment in the rows of a slice.
+// Where h, c and the gates of all layers lie: of all steps, or of one segment in the rows of a slice.
 template <class T>
 struct Kept {
   struct Layer {
@@ -182,11 +200,14 @@ struct Kept {
     long width, gates_width;
   };
   std::vector<Layer> layers;
-  long rows;
+  T* outputs;  // h of all layers side by side
+  long outputs_width, rows;
   bool rounded;
   long first_row = 0, first_step = 0;
 
-  explicit Kept(const Problem<T>& problem) : rows(problem.call.batch), rounded(problem.call.rounded != 0) {
+  explicit Kept(const Problem<T>& problem)
+      : outputs(static_cast<T*>(problem.call.h)), outputs_width(problem.outputs), rows(problem.call.batch),
+        rounded(problem.call.rounded != 0) {
     for (long l = 0; l < problem.call.layers; ++l) {
       const LayerCall& layer = problem.call.layer[l];
       const Layout<T>& layout = problem.weights[l].layout;
@@ -194,6 +215,7 @@ struct Kept {
     }
   }
 
+  T* h(long t, long row) const { return outputs ? outputs + place(t, row) * outputs_width : nullptr; }
   T* cells(long t, long l, long row) const {
     const Layer& layer = layers[size_t(l)];
     return layer.cells ? layer.cells + place(t, row) * layer.width : nullptr;
@@ -210,29 +232,31 @@ struct Kept {
 // Memory for one segment of a slice.
 template <class T>
 struct Room {
+  Buffer<T> outputs;
   std::vector<Buffer<T>> cells, gates;  // of each layer
 
-  explicit Room(const Problem<T>& problem) {
-    for (const Weights<T>& w : problem.weights) {
-      const size_t rows = size_t(problem.call.segment * SLICE_ROWS);
-      cells.emplace_back(rows * w.layout.states), gates.emplace_back(rows * w.layout.stride);
-    }
+  explicit Room(const Problem<T>& problem) : outputs(rows(problem) * problem.outputs) {
+    for (const Weights<T>& w : problem.weights)
+      cells.emplace_back(rows(problem) * w.layout.states), gates.emplace_back(rows(problem) * w.layout.stride);
   }
 
   // The same, to be written and read.
   Kept<T> kept(const Problem<T>& problem) const {
     Kept<T> kept(problem);
-    kept.rows = SLICE_ROWS, kept.rounded = false;
+    kept.outputs = outputs.data(), kept.rows = most_rows(problem.call), kept.rounded = false;
     for (size_t l = 0; l < kept.layers.size(); ++l)
       kept.layers[l].cells = cells[l].data(), kept.layers[l].gates = gates[l].data();
     return kept;
   }
+
+ private:
+  static size_t rows(const Problem<T>& problem) { return size_t(problem.call.segment * most_rows(problem.call)); }
 };
 
-// c before a segment but the first, from a row of the batch on.
+// h (0) or c (1) before step t, where a segment but the first starts, from a row of the batch on.
 template <class T>
-T* start_of(const Call& call, const LayerCall& layer, long t, long row, long stride) {
-  return at_step<T>(call, layer.starts, t / call.segment - 1, row, stride);
+T* start_of(const Call& call, const LayerCall& layer, long t, long which, long row, long stride) {
+  return at_step<T>(call, layer.starts, (t / call.segment - 1) * 2 + which, row, stride);
 }
 
 }  // namespace seqpyramid::hm
