@@ -57,15 +57,12 @@ struct Kept {
   T* cells;
   void* gates;
   bool rounded;
-  long rows, width, gates_width;
-  long first_row = 0, first_step = 0;
-  long steps = INT64_MAX;  // how many c there are before one takes the place of another
+  long width, gates_width;
+  Place place;
 
-  Rows<T> c(long t, long row) const {
-    return rows_of<T>(cells, (t - first_step) % steps * rows + row - first_row, width);
-  }
+  Rows<T> c(long t, long row) const { return rows_of<T>(cells, place(t, row), width); }
   KeptGates<T> gates_of(long t, long row) const {
-    return kept_gates<T>(gates, (t - first_step) * rows + row - first_row, gates_width, rounded);
+    return kept_gates<T>(gates, place(t, row), gates_width, rounded);
   }
 };
 
@@ -112,8 +109,8 @@ void lstm_forward(const LstmArguments& a) {
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
-  Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, B, P, w.gates_width()};
-  if (!a.cells) kept.cells = cell.data(), kept.steps = 1;
+  Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, P, w.gates_width(), {B}};
+  if (!a.cells) kept.cells = cell.data(), kept.place.steps = 1;
   std::vector<LstmWork<T>> work;
   for (const Slice& slice : slices) work.emplace_back(w, slice.rows());
 
@@ -126,10 +123,11 @@ void lstm_forward(const LstmArguments& a) {
       return a.steps ? rows_of<T>(a.steps, t * B + first, P)
                      : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
     };
-    run_steps<T>(a, w, slice, 0, slice.steps(), kept, work[size_t(piece)], new_h, [&](long running, long rows, Rows<T> h, Rows<T> c) {
+    const auto ended = [&](long running, long rows, Rows<T> h, Rows<T> c) {
       copy_rows<T>(running, rows, h, h_last, P);
       copy_rows<T>(running, rows, c, c_last, P);
-    });
+    };
+    run_steps<T>(a, w, slice, 0, slice.steps(), kept, work[size_t(piece)], new_h, ended);
   });
 }
 
@@ -220,17 +218,15 @@ void lstm_backward(const LstmArguments& a) {
       std::swap(s, s_before);
       return rows;
     };
-    for (long to = slice.steps(); to > 0;) {
-      const long from = a.segment ? (to - 1) / a.segment * a.segment : 0;
+    each_segment_back(slice.steps(), a.segment, [&](long from, long to) {
       if (room) {
-        kept.first_step = from;
+        kept.place.first_step = from;
         const auto new_h = [&](long t) { return Rows<T>{room->turns.data() + t % 2 * room->rows * P, P}; };
         run_steps<T>(a, w, slice, from, to, kept, work, new_h, [](long, long, Rows<T>, Rows<T>) {});
       }
       long recalled = 0;
       for (long t = to - 1; t >= from; --t) recalled = back(t, from, recalled);
-      to = from;
-    }
+    });
     if (a.d_h_first) {
       copy_rows<T>(0, all, dh, rows_of<T>(a.d_h_first, first, P), P);
       copy_rows<T>(0, all, dc, rows_of<T>(a.d_c_first, first, P), P);
@@ -241,13 +237,13 @@ void lstm_backward(const LstmArguments& a) {
     LstmWork<T>& work = works[size_t(group)];
     for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece) {
       if (!a.segment) {
-        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, B, P, w.gates_width()}, nullptr);
+        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, P, w.gates_width(), {B}}, nullptr);
         continue;
       }
       rooms.with([&](const StepRoom<T>& room) {
         const long first = slices[size_t(piece)].first;
         run(piece, sum, work,
-            {room.cells.data(), room.gates.data(), false, room.rows, P, w.gates_width(), first}, &room);
+            {room.cells.data(), room.gates.data(), false, P, w.gates_width(), {room.rows, first}}, &room);
       });
     }
   });

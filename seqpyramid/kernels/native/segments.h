@@ -24,6 +24,26 @@ inline long best_segment(long units, long start, long room) {
   return best;
 }
 
+// Call visit(first step, the one past the last) for each segment of some steps, the last first; a segment of 0 steps
+// stands for one of all.
+template <class Visit>
+void each_segment_back(long steps, long segment, Visit&& visit) {
+  for (long to = steps; to > 0;) {
+    const long from = segment ? (to - 1) / segment * segment : 0;
+    visit(from, to);
+    to = from;
+  }
+}
+
+// Where the rows of steps lie in memory: those of a batch, or those of a segment and a slice.
+struct Place {
+  long rows;                           // of a step
+  long first_row = 0, first_step = 0;  // what lies first
+  long steps = INT64_MAX;              // how many there are before one takes the place of another
+
+  long operator()(long t, long row) const { return (t - first_step) % steps * rows + row - first_row; }
+};
+
 inline long most_rows(const std::vector<Slice>& slices) {
   long most = 0;
   for (const Slice& slice : slices) most = std::max(most, slice.rows());

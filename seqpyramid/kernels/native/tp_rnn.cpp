@@ -174,14 +174,13 @@ class BackwardSlice {
   void run() {
     if (a_.d_output)
       copy_rows<T>(0, slice_.rows(), rows_of<T>(static_cast<const void*>(a_.d_output), origin_, P_), d_path_, P_);
-    if (!a_.segment) return back(0, slice_.steps());
-    for (long to = slice_.steps(); to > 0;) {
-      const long segment = (to - 1) / layer_.segment_steps, from = segment * layer_.segment_steps;
-      states_.enter(segment);
-      ForwardSlice<T>(layer_, states_, slice_, work_).run(from, to);
+    each_segment_back(slice_.steps(), layer_.segment_steps, [&](long from, long to) {
+      if (a_.segment) {
+        states_.enter(from / layer_.segment_steps);
+        ForwardSlice<T>(layer_, states_, slice_, work_).run(from, to);
+      }
       back(from, to);
-      to = from;
-    }
+    });
   }
 
  private:
