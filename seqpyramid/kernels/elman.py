@@ -10,8 +10,9 @@ Backward, :math:`\delta h_t` being what reaches a state from later steps and fro
     \delta W &= \sum_t \delta a\, h_{t-1}^\top, \quad \delta U = \sum_t \delta a\, x_t^\top, \quad
     \delta b = \sum_t \delta a
 
-Nothing is kept for it but h. The layouts of packed weights are described in ``native/elman_layer.h``. The plain twins
-are torch's ``nn.RNN`` and the loop over :class:`seqpyramid.models.cells.ElmanCell`.
+Nothing is kept for it but h; with recomputation only h at the starts of segments, as :mod:`seqpyramid.kernels.lstm`
+says. The layouts of packed weights are described in ``native/elman_layer.h``. The plain twins are torch's ``nn.RNN``
+and the loop over :class:`seqpyramid.models.cells.ElmanCell`.
 
 Shapes: B batch, T time, F inputs, H hidden units, G gates (1 here), P = H padded to whole vectors.
 """
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import (
+    Segment,
     longest_first,
     padded,
     refuse_second_derivatives,
     run,
+    segment_length,
     unit_stride,
     widened,
 )
@@ -41,7 +44,9 @@ class StateLayerArguments(library.Arguments):
         *((name, c_void_p) for name in ("lengths", "x")),
         *((name, c_int64) for name in ("x_batch", "x_time")),
         *((name, c_void_p) for name in ("weight_ih", "weight_hh", "bias", "h_first", "h_last")),
-        *((name, c_void_p) for name in ("steps", "planes", "d_steps")),
+        *((name, c_void_p) for name in ("steps", "planes")),
+        ("segment", c_int64),
+        *((name, c_void_p) for name in ("answer", "starts", "d_steps")),
         *((name, c_int64) for name in ("d_steps_batch", "d_steps_time")),
         *((name, c_void_p) for name in ("d_h_last", "d_x", "d_weight_ih", "d_weight_hh", "d_bias")),
         ("d_h_first", c_void_p),
@@ -52,7 +57,7 @@ class Kernel(NamedTuple):
     """One cell's kernels."""
 
     name: str
-    """In ``seqpyramid_<name>_forward_<dtype>`` and ``..._backward_...``."""
+    """In ``seqpyramid_<name>_forward_<dtype>``, ``..._backward_...`` and ``..._segment_...``."""
     planes: int
     """Numbers that they keep of each unit and step, besides h."""
 
@@ -67,6 +72,7 @@ def elman_layer(
     *,
     nonlinearity: Literal["tanh", "relu"] = "tanh",
     keep_steps: bool,
+    segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
 
@@ -79,12 +85,15 @@ def elman_layer(
         state: h (B, H) before the first step; None: zeros.
         nonlinearity: f.
         keep_steps: whether every h is wanted.
+        segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
         h of every step (B, T, H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
     """
     kernel = Kernel(f"elman_{nonlinearity}", planes=0)
-    return state_layer(kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps)
+    return state_layer(
+        kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps, segment=segment
+    )
 
 
 def state_layer(
@@ -97,13 +106,14 @@ def state_layer(
     state: Tensor | None,
     *,
     keep_steps: bool,
+    segment: Segment,
 ) -> tuple[Tensor | None, Tensor]:
     """Run any of these layers, its weights in the order of its kernel; else as :func:`elman_layer`."""
     order = longest_first(lengths)
     if order is not None:
         x, lengths = x.index_select(0, order), lengths.index_select(0, order)
         state = None if state is None else state.index_select(0, order)
-    steps, h = run(StateLayer, kernel, x, weight_ih, weight_hh, bias, state, lengths, keep_steps)
+    steps, h = run(StateLayer, kernel, x, weight_ih, weight_hh, bias, state, lengths, keep_steps, segment)
     if order is None:
         return steps, h
     back = order.argsort()
@@ -116,7 +126,7 @@ class StateLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor]:
         """See :func:`state_layer`; what backward needs is kept unless ``ctx`` is None."""
-        kernel, x, weight_ih, weight_hh, bias, h_first, lengths, keep_steps = inputs
+        kernel, x, weight_ih, weight_hh, bias, h_first, lengths, keep_steps, segment = inputs
         batch, time, _ = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
@@ -124,20 +134,25 @@ class StateLayer(torch.autograd.Function):
         weights = [weight_ih.contiguous(), weight_hh.contiguous(), bias.contiguous()]
         h_first = widened(h_first, width)
         h_last = x.new_empty(batch, width)
-        steps = planes = None
+        arguments = _arguments(x, weights, h_first, lengths, library.threads())
         if ctx is not None:
+            arguments.segment = segment_length(f"{kernel.name}_segment", segment, arguments, x.dtype)
+        steps = planes = starts = None
+        if arguments.segment:
+            starts = x.new_empty(-(-int(lengths[0]) // arguments.segment) - 1, batch, width)
+        elif ctx is not None:
             planes = x.new_empty(time, batch, kernel.planes * width)
-        if keep_steps or ctx is not None:
+        if keep_steps or planes is not None:
             # the kernel does not touch what stands past a sequence's end
             full = int(lengths[-1]) == time or not keep_steps
             steps = x.new_empty(time, batch, width) if full else x.new_zeros(time, batch, width)
-        arguments = _arguments(x, weights, h_first, lengths, library.threads())
         arguments.h_last = h_last.data_ptr()
-        arguments.steps, arguments.planes = library.pointer(steps), library.pointer(planes)
+        arguments.steps, arguments.planes, arguments.starts = map(library.pointer, (steps, planes, starts))
         library.call(f"{kernel.name}_forward", x.dtype, arguments)
         if ctx is not None:
-            ctx.save_for_backward(x, *weights, h_first, lengths, steps, planes)
-            ctx.kernel, ctx.threads = kernel, library.threads()
+            kept_steps = steps if starts is None else None
+            ctx.save_for_backward(x, *weights, h_first, lengths, kept_steps, planes, starts)
+            ctx.kernel, ctx.segment, ctx.threads = kernel, arguments.segment, library.threads()
             ctx.set_materialize_grads(False)
         if steps is None or not keep_steps:
             return None, h_last[:, :hidden]
@@ -147,9 +162,10 @@ class StateLayer(torch.autograd.Function):
     def backward(ctx: Any, d_steps: Tensor | None, d_h: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, U, W, b and the first h."""
         refuse_second_derivatives()
-        x, weight_ih, weight_hh, bias, h_first, lengths, steps, planes = ctx.saved_tensors
+        x, weight_ih, weight_hh, bias, h_first, lengths, *kept = ctx.saved_tensors
         batch, time, inputs = x.shape
-        hidden, width = weight_hh.shape[1], steps.shape[-1]
+        hidden = weight_hh.shape[1]
+        width = padded(hidden, x.dtype)
         weights = [weight_ih, weight_hh, bias]
         d_weights = [torch.zeros_like(weight) for weight in weights]
         d_x = x.new_zeros(time, batch, padded(inputs, x.dtype)) if ctx.needs_input_grad[1] else None
@@ -158,7 +174,8 @@ class StateLayer(torch.autograd.Function):
         d_last = widened(d_h, width)
 
         arguments = _arguments(x, weights, h_first, lengths, ctx.threads)
-        arguments.steps, arguments.planes = steps.data_ptr(), planes.data_ptr()
+        arguments.segment = ctx.segment
+        arguments.steps, arguments.planes, arguments.starts = map(library.pointer, kept)
         if d_steps is not None:
             arguments.d_steps = d_steps.data_ptr()
             arguments.d_steps_batch, arguments.d_steps_time = d_steps.stride()[:2]
@@ -171,8 +188,7 @@ class StateLayer(torch.autograd.Function):
             None if d_x is None else d_x[..., :inputs].transpose(0, 1),
             *d_weights,
             None if d_first is None else d_first[:, :hidden],
-            None,
-            None,
+            *[None] * 3,
         )
 
 

@@ -17,8 +17,9 @@ Backward, :math:`\delta h_t` being what reaches a state from later steps and fro
         \delta h_{t-1} = \delta h_t \odot z + \delta s \odot r + W_{rz}^\top [\delta a_r, \delta a_z]
 
 Gradients of weights are sums over steps of these times what the weights were multiplied with. Kept are h and the
-planes r, z, n and q. The plain twins are torch's ``nn.GRU``, the loop over :class:`seqpyramid.models.cells.GRUCell`
-and :class:`seqpyramid.models.dilated.ResetBeforeGRU`.
+planes r, z, n and q; with recomputation only h at the starts of segments, as :mod:`seqpyramid.kernels.lstm` says. The
+plain twins are torch's ``nn.GRU``, the loop over :class:`seqpyramid.models.cells.GRUCell` and
+:class:`seqpyramid.models.dilated.ResetBeforeGRU`.
 
 Shapes: B batch, T time, F inputs, H hidden units.
 """
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from seqpyramid.kernels.elman import Kernel, state_layer
+from seqpyramid.kernels.lstm import Segment
 
 
 def gru_layer(
@@ -39,6 +41,7 @@ def gru_layer(
     state: Tensor | None = None,
     *,
     keep_steps: bool,
+    segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length; reset after the product.
 
@@ -51,6 +54,7 @@ def gru_layer(
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h (B, H) before the first step; None: zeros.
         keep_steps: whether every h is wanted.
+        segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
         h of every step (B, T, H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
@@ -61,7 +65,9 @@ def gru_layer(
     bias = torch.cat([bias_ih[gates:], (bias_ih + after)[:gates], after[gates:]])
     weight_ih = weight_ih.roll(hidden, 0)  # n, r, z: planes that read x, then those that read h, side by side
     kernel = Kernel("gru", planes=4)
-    return state_layer(kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps)
+    return state_layer(
+        kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps, segment=segment
+    )
 
 
 def reset_before_gru_layer(
@@ -74,6 +80,7 @@ def reset_before_gru_layer(
     state: Tensor | None = None,
     *,
     keep_steps: bool,
+    segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer; reset before the product.
 
@@ -86,6 +93,7 @@ def reset_before_gru_layer(
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h (B, H) before the first step; None: zeros.
         keep_steps: whether every h is wanted.
+        segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
         As :func:`gru_layer`.
@@ -102,4 +110,5 @@ def reset_before_gru_layer(
         lengths,
         state,
         keep_steps=keep_steps,
+        segment=segment,
     )

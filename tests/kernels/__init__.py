@@ -3,7 +3,7 @@
 import ast
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqpyramid import kernels
 from seqpyramid.kernels import library
+from seqpyramid.kernels.lstm import Segment
 from tests.conftest import REPOSITORY
 
 LEVELS = [
@@ -88,3 +89,29 @@ def assert_same(expected: Sequence[Tensor], found: Sequence[Tensor], *, slack: f
         scale = max(e.abs().max().item(), 1e-3 if e.dtype == torch.float32 else 1e-9) if e.numel() else 1.0
         worst = (e - f).abs().max().item() if e.numel() else 0.0
         assert worst <= slack * TOLERANCE[e.dtype] * scale, f"tensor {k}: {worst / scale:.1e} off"
+
+
+def assert_recomputation_changes_no_bit(
+    layer: Callable[[Segment], Sequence[Tensor | None]], leaves: Sequence[Tensor], segments: Sequence[Segment]
+) -> None:
+    """Outputs and gradients of a layer are the same however many steps its backward pass runs again at a time."""
+    found = []
+    for segment in (None, *segments):
+        outputs = [o for o in layer(segment) if o is not None]
+        generator = torch.Generator().manual_seed(2)
+        loss = torch.stack([(o * torch.randn(o.shape, generator=generator)).sum() for o in outputs])
+        found.append([*outputs, *torch.autograd.grad(loss.sum(), leaves)])
+    expected, *others = found
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
+    assert expected[-1].abs().sum() > 0
+
+
+def asked_segments(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the length of the segments of every kernel call from now on."""
+    seen: list[int] = []
+    call = library.call
+    monkeypatch.setattr(
+        library, "call", lambda name, dtype, found: (seen.append(found.segment), call(name, dtype, found))
+    )
+    return seen

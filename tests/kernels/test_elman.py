@@ -1,6 +1,8 @@
 """The fused Elman layer against the loop over plain steps, and the model that calls it."""
 
 import math
+from functools import partial
+from itertools import product
 from typing import Literal
 
 import pytest
@@ -11,10 +13,17 @@ from torch import Tensor
 
 from seqpyramid.kernels.elman import elman_layer
 from seqpyramid.models.cells import ElmanCell
-from tests.kernels import assert_same, needs_kernels, running
+from tests.kernels import (
+    asked_segments,
+    assert_recomputation_changes_no_bit,
+    assert_same,
+    needs_kernels,
+    running,
+)
 
 pytestmark = needs_kernels
 
+DTYPES = (torch.float32, torch.float64)
 Nonlinearity = Literal["tanh", "relu"]
 FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -132,6 +141,36 @@ def test_every_level_equals_the_loop(level: str, nonlinearity: Nonlinearity) -> 
             dtype=dtype,
             threads=2,
         )
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize(("B", "H"), [(8, 21), (70, 40)])
+def test_recomputation_changes_no_bit(level: str, nonlinearity: Nonlinearity, B: int, H: int) -> None:
+    T, F = 7, 3
+    torch.manual_seed(0)
+    for dtype, carried, ragged, keep_steps in product(DTYPES, *[(False, True)] * 3):
+        cell = ElmanCell(F, H).to(dtype)
+        weights = cell.weight_ih, cell.weight_hh, cell.bias_ih
+        x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
+        state = torch.randn(B, H, dtype=dtype, requires_grad=True) if carried else None
+        lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+        leaves = [x, *weights, *(() if state is None else (state,))]
+        run = partial(
+            elman_layer, x, *weights, lengths, state, nonlinearity=nonlinearity, keep_steps=keep_steps
+        )
+        with running("auto", 2):
+            assert_recomputation_changes_no_bit(lambda s, run=run: run(segment=s), leaves, [1, 3, T, "auto"])
+
+
+def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = asked_segments(monkeypatch)
+    B, T = 8, 900  # one slice
+    cell = ElmanCell(1, 3)
+    weights = cell.weight_ih, cell.weight_hh, cell.bias_ih
+    with running("auto"):
+        elman_layer(torch.randn(B, T, 1), *weights, torch.full((B,), T), keep_steps=False, segment="auto")
+    # of a sequence: h of each start but the first, and of each step
+    assert seen[-1] == min(range(1, T + 1), key=lambda segment: (T - 1) // segment + segment) == 30
 
 
 def test_many_rows_and_units() -> None:

@@ -1,6 +1,8 @@
 """The two fused GRU layers against loops over plain steps, and the model that calls one."""
 
 import math
+from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,11 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqpyramid.kernels.gru import gru_layer, reset_before_gru_layer
+from seqpyramid.kernels.lstm import Segment
 from seqpyramid.models.cells import GRUCell
 from seqpyramid.models.dilated import ResetBeforeGRU
-from tests.kernels import assert_same, needs_kernels, running
+from tests.kernels import (
+    asked_segments,
+    assert_recomputation_changes_no_bit,
+    assert_same,
+    needs_kernels,
+    running,
+)
 
 pytestmark = needs_kernels
+
+DTYPES = (torch.float32, torch.float64)
 
 
 def plain(x: Tensor, module: nn.Module, lengths: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -42,11 +53,17 @@ def plain(x: Tensor, module: nn.Module, lengths: Tensor, h: Tensor | None) -> tu
 
 
 def fused(
-    x: Tensor, module: nn.Module, lengths: Tensor, h: Tensor | None, *, keep_steps: bool = True
+    x: Tensor,
+    module: nn.Module,
+    lengths: Tensor,
+    h: Tensor | None,
+    *,
+    keep_steps: bool = True,
+    segment: Segment = None,
 ) -> tuple[Any, Tensor]:
     if isinstance(module, GRUCell):
         weights = module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh
-        return gru_layer(x, *weights, lengths, h, keep_steps=keep_steps)
+        return gru_layer(x, *weights, lengths, h, keep_steps=keep_steps, segment=segment)
     assert isinstance(module, ResetBeforeGRU)
     bias = module.bias_ih if module.bias_hh is None else module.bias_ih + module.bias_hh
     return reset_before_gru_layer(
@@ -58,6 +75,7 @@ def fused(
         lengths,
         h,
         keep_steps=keep_steps,
+        segment=segment,
     )
 
 
@@ -158,6 +176,37 @@ def test_every_level_equals_the_loop(level: str, reset: str, B: int, H: int) -> 
             threads=2,
             one_scale=dtype is torch.float32,
         )
+
+
+@pytest.mark.parametrize("reset", ["after", "before"])
+@pytest.mark.parametrize(("B", "H"), [(8, 21), (13, 36), (70, 48)])
+def test_recomputation_changes_no_bit(level: str, reset: str, B: int, H: int) -> None:
+    T, F = 7, 3
+    for dtype, carried, ragged, keep_steps in product(DTYPES, *[(False, True)] * 3):
+        module = make(reset, F, H).to(dtype)
+        x = torch.randn(B, T, F, dtype=dtype, requires_grad=True)
+        state = torch.randn(B, H, dtype=dtype, requires_grad=True) if carried else None
+        lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
+        leaves = [x, *module.parameters(), *(() if state is None else (state,))]
+        run = partial(fused, x, module, lengths, state, keep_steps=keep_steps)
+        with running("auto", 2):
+            assert_recomputation_changes_no_bit(lambda s, run=run: run(segment=s), leaves, [1, 3, T, "auto"])
+
+
+@pytest.mark.parametrize(("reset", "kept", "segment"), [("after", 5, 12), ("before", 4, 15)])
+def test_segments_are_as_long_as_needs_the_least_memory(
+    monkeypatch: pytest.MonkeyPatch, reset: str, kept: int, segment: int
+) -> None:
+    seen = asked_segments(monkeypatch)
+    B, T, F = 8, 900, 1  # one slice
+    with running("auto"):
+        fused(torch.randn(B, T, F), make(reset, F, 3), torch.full((B,), T), None, segment="auto")
+
+    def states(segment: int) -> int:
+        """Of a sequence: h of each start but the first, h and planes of each step."""
+        return ((T - 1) // segment) + kept * segment
+
+    assert seen[-1] == min(range(1, T + 1), key=states) == segment
 
 
 @pytest.mark.parametrize("reset", ["after", "before"])

@@ -6,10 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import Segment, lstm_layer
 from seqpyramid.models.cells import LSTMCell
-from tests.kernels import WITH_TILES, assert_same, needs_kernels, running
+from tests.kernels import (
+    WITH_TILES,
+    asked_segments,
+    assert_recomputation_changes_no_bit,
+    assert_same,
+    needs_kernels,
+    running,
+)
 
 pytestmark = needs_kernels
 
@@ -101,17 +107,14 @@ def test_recomputation_changes_no_bit(
     parts = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
     x, U, W, b, *state = parts
     lengths = torch.randint(1, T + 1, (B,)) if ragged else torch.full((B,), T)
-    found: list[list[Tensor]] = []
-    for how in (None, segment):
-        with running("auto", threads):
-            first = (state[0], state[1]) if carried else None
-            steps, last = lstm_layer(x, U, W, b, lengths, first, keep_steps=keep_steps, segment=how)
-            outputs = [o for o in (steps, *last) if o is not None]
-            generator = torch.Generator().manual_seed(2)
-            loss = torch.stack([(o * torch.randn(o.shape, generator=generator)).sum() for o in outputs])
-            found.append([*outputs, *torch.autograd.grad(loss.sum(), parts)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert found[0][-1].abs().sum() > 0
+    first = (state[0], state[1]) if carried else None
+
+    def run(segment: Segment) -> list[Tensor | None]:
+        steps, last = lstm_layer(x, U, W, b, lengths, first, keep_steps=keep_steps, segment=segment)
+        return [steps, *last]
+
+    with running("auto", threads):
+        assert_recomputation_changes_no_bit(run, parts, [segment])
 
 
 def rounded(gates: list[Tensor]) -> list[Tensor]:
@@ -172,11 +175,7 @@ def test_gates_in_16_bits(level: str, B: int, dtype: torch.dtype, tolerance: flo
 
 
 def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    call = library.call
-    monkeypatch.setattr(
-        library, "call", lambda name, dtype, found: (seen.append(found.segment), call(name, dtype, found))
-    )
+    seen = asked_segments(monkeypatch)
     B, T, H = 8, 900, 3  # one slice
     weights = [torch.randn(size, requires_grad=True) for size in ((4 * H, 1), (4 * H, H), (4 * H,))]
     U, W, b = weights

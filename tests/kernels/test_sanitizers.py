@@ -108,7 +108,8 @@ int main() {
 ELMAN_AND_GRU = r"""
 using Kernel = int (*)(const StateLayerArguments*);
 
-int run(Kernel forward, Kernel backward, long gates, long biases, long planes, const int64_t* lengths) {
+int run(Kernel segment, Kernel forward, Kernel backward, long gates, long biases, long planes,
+        const int64_t* lengths) {
   Memory m;
   StateLayerArguments a{};
   a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
@@ -123,8 +124,19 @@ int run(Kernel forward, Kernel backward, long gates, long biases, long planes, c
   a.d_steps = m(B * T * H, .1f), a.d_steps_batch = T * H, a.d_steps_time = H;
   a.d_h_last = m(B * P), a.d_x = m(T * B * PF), a.d_h_first = m(B * P);
   a.d_weight_ih = m(gates * H * F), a.d_weight_hh = m(gates * H * H), a.d_bias = m(biases * H);
+  code |= backward(&a);
+  int64_t steps = 0;
+  a.answer = &steps;
+  code |= segment(&a);
+  a.segment = steps, a.steps = nullptr, a.planes = nullptr;
+  a.starts = m(((T + steps - 1) / steps - 1) * B * P);
+  code |= forward(&a);
   return code | backward(&a);
 }
+
+// All functions of one cell.
+#define KERNELS(name) \
+  seqpyramid_##name##_segment_float32, seqpyramid_##name##_forward_float32, seqpyramid_##name##_backward_float32
 
 int main() {
   std::vector<int64_t> full(B, T), ragged(B);
@@ -132,11 +144,10 @@ int main() {
   seqpyramid_use_tiles(1);
   int code = 0;
   for (const int64_t* lengths : {full.data(), ragged.data()}) {
-    code |= run(seqpyramid_elman_tanh_forward_float32, seqpyramid_elman_tanh_backward_float32, 1, 1, 0, lengths);
-    code |= run(seqpyramid_elman_relu_forward_float32, seqpyramid_elman_relu_backward_float32, 1, 1, 0, lengths);
-    code |= run(seqpyramid_gru_forward_float32, seqpyramid_gru_backward_float32, 3, 4, 4, lengths);
-    code |= run(seqpyramid_reset_before_gru_forward_float32, seqpyramid_reset_before_gru_backward_float32, 3, 3, 3,
-                lengths);
+    code |= run(KERNELS(elman_tanh), 1, 1, 0, lengths);
+    code |= run(KERNELS(elman_relu), 1, 1, 0, lengths);
+    code |= run(KERNELS(gru), 3, 4, 4, lengths);
+    code |= run(KERNELS(reset_before_gru), 3, 3, 3, lengths);
   }
   return code;
 }

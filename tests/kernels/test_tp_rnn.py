@@ -15,7 +15,7 @@ from seqpyramid.kernels.lstm import Segment
 from seqpyramid.kernels.tp_rnn import Pyramids, Theta, tp_rnn_layer
 from seqpyramid.models import base
 from seqpyramid.models.tp_rnn import TPRNN, TPRNNConfig, TPRNNLayer, emitted_count, levels
-from tests.kernels import assert_same, needs_kernels, running
+from tests.kernels import asked_segments, assert_same, needs_kernels, running
 from tests.kernels.tp_rnn_layers import draw_layer
 
 pytestmark = needs_kernels
@@ -254,11 +254,7 @@ def test_a_model_that_recomputes_gives_the_same_bytes() -> None:
 
 
 def test_segments_are_as_long_as_needs_the_least_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    call = library.call
-    monkeypatch.setattr(
-        library, "call", lambda name, dtype, found: (seen.append(found.segment), call(name, dtype, found))
-    )
+    seen = asked_segments(monkeypatch)
     layer, T = TPRNNLayer(1, 3, length=4, granularity=2, recompute=True), 4001
     layer(torch.randn(8, T, 1), torch.full((8,), T))  # one slice
 

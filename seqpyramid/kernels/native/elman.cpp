@@ -82,29 +82,7 @@ struct ElmanCell : VectorCell {
   }
 };
 
-template <class T>
-void elman_tanh_forward(const StateLayerArguments& a) {
-  layer_forward<T, ElmanCell<Tanh>>(a);
-}
-
-template <class T>
-void elman_tanh_backward(const StateLayerArguments& a) {
-  layer_backward<T, ElmanCell<Tanh>>(a);
-}
-
-template <class T>
-void elman_relu_forward(const StateLayerArguments& a) {
-  layer_forward<T, ElmanCell<Relu>>(a);
-}
-
-template <class T>
-void elman_relu_backward(const StateLayerArguments& a) {
-  layer_backward<T, ElmanCell<Relu>>(a);
-}
-
 }  // namespace
 
-SEQPYRAMID_KERNEL(elman_tanh_forward, StateLayerArguments, elman_tanh_forward)
-SEQPYRAMID_KERNEL(elman_tanh_backward, StateLayerArguments, elman_tanh_backward)
-SEQPYRAMID_KERNEL(elman_relu_forward, StateLayerArguments, elman_relu_forward)
-SEQPYRAMID_KERNEL(elman_relu_backward, StateLayerArguments, elman_relu_backward)
+SEQPYRAMID_STATE_LAYER(elman_tanh, ElmanCell<Tanh>)
+SEQPYRAMID_STATE_LAYER(elman_relu, ElmanCell<Relu>)

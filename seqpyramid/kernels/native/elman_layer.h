@@ -7,6 +7,8 @@
 // A row that has ended keeps its state, gets no gradient from its padding and gives none to it. Rows come longest
 // first, so that the rows still running are always the first ones of a slice.
 //
+// Recomputation (segments.h): forward keeps h at the starts of segments, backward does the rest, bit for bit.
+//
 // Shapes: n rows, B batch, T time, F inputs, H hidden units, P = padded H, G gates, V lanes. States and what is kept
 // are time-major; lanes past H stay zero, because their weights are.
 #pragma once
@@ -29,6 +31,9 @@ extern "C" struct StateLayerArguments {
   void* h_last;                              // (B, P)
   void* steps;                               // (T, B, P), h of every step; without planes it may be none
   void* planes;                              // (T, B, planes of the cell P), for the backward pass, or none
+  int64_t segment;                           // steps of a segment; 0: nothing is recomputed
+  int64_t* answer;                           // out, of <name>_segment
+  void* starts;                              // (segments but the first, B, P), h, or none
   const void* d_steps;                       // (B, T, H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void* d_h_last;                      // (B, P), or none
@@ -294,41 +299,108 @@ Rows<const T> inputs_at(const StateLayerArguments& a, long row, long t) {
   return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
 }
 
+// Where h and the planes of steps lie: of all, of one segment in the rows of a slice, or the newest h alone.
+template <class T>
+struct KeptStates {
+  T *states, *kept_planes;  // no planes: backward gets none
+  long width, planes_width;
+  Place place;
+
+  // Those of a batch, in the caller's memory.
+  KeptStates(const StateLayerArguments& a, long planes)
+      : states(static_cast<T*>(a.steps)),
+        kept_planes(static_cast<T*>(a.planes)),
+        width(padded<T>(a.hidden)),
+        planes_width(planes * width),
+        place{a.batch} {}
+
+  Rows<T> h(long t, long row) const { return rows_of<T>(states, place(t, row), width); }
+  Rows<T> planes(long t, long row) const { return rows_of<T>(kept_planes, place(t, row), planes_width); }
+
+  // How far apart those of successive steps lie; 0 where they lie nowhere, or in places that soon come round again.
+  StepsAhead apart() const {
+    return {kept_planes ? place.rows * planes_width : 0, place.steps == INT64_MAX ? place.rows * width : 0};
+  }
+};
+
+// h before step t, where a segment but the first starts.
+template <class T>
+Rows<T> start(const StateLayerArguments& a, long t, long row) {
+  return rows_of<T>(a.starts, (t / a.segment - 1) * a.batch + row, padded<T>(a.hidden));
+}
+
+template <class T>
+Rows<const T> h_start(const StateLayerArguments& a, long t, long row) {
+  return t ? Rows<const T>(start<T>(a, t, row)) : rows_of<T>(a.h_first, row, padded<T>(a.hidden));
+}
+
 // A Cell has
 //   GATES    that read x, and as many that read h; SUMS: planes with a bias
 //   PLANES   that it keeps for backward; SCRATCH: of working space, PLANES at least
 //   Weights, Gradients  that are a StateWeights, StateGradients; Work: of a thread, made from the weights
 //   forward(Weights, StepForward, Work), backward(Weights, StepBackward, Gradients, Work)
+
+// Run a slice from one step, where a segment starts, to another. h_last gets h of rows after their last step, if it has
+// data.
+template <class Cell, class T>
+void run_steps(const StateLayerArguments& a, const typename Cell::template Weights<T>& w, const Slice& slice, long from,
+               long to, const KeptStates<T>& kept, Rows<T> h_last, Rows<T> scratch,
+               typename Cell::template Work<T>& work) {
+  const long first = slice.first;
+  Rows<const T> h = h_start<T>(a, from, first);
+  for (long t = from; t < to; ++t) {
+    const long rows = slice.active(t);
+    if (t > from && a.segment && t % a.segment == 0) copy_rows<T>(0, rows, h, start<T>(a, t, first), w.width);
+    const Rows<T> h_new = kept.h(t, first), planes = kept.planes(t, first);
+    const StepsAhead ahead = t + 1 < to ? kept.apart() : StepsAhead{};
+    Cell::template forward<T>(
+        w, {rows, inputs_at<T>(a, first, t), h, planes ? planes : scratch, bool(planes), h_new, scratch, ahead}, work);
+    if (h_last) copy_rows<T>(slice.active(t + 1), rows, h_new, h_last, w.width);
+    h = h_new;
+  }
+}
+
 template <class T, class Cell>
 void layer_forward(const StateLayerArguments& a) {
   using Work = typename Cell::template Work<T>;
   const typename Cell::template Weights<T> w(a, Cell::GATES, Cell::SUMS);
-  const long P = padded<T>(a.hidden), B = a.batch;
+  const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), space(size_t(Cell::SCRATCH) * B * P);
+  KeptStates<T> kept(a, Cell::PLANES);
+  // Without an output a step, h takes turns between two buffers.
+  if (!a.steps) kept.states = turns.data(), kept.place.steps = 2;
   Rooms<Work> rooms(std::min(a.threads, int64_t(slices.size())), [&] { return Work(w); });
 
-  const auto run = [&](const Slice& slice, Work& work) {
-    const long first = slice.first;
-    const Rows<T> scratch{space.data() + Cell::SCRATCH * first * P, Cell::SCRATCH * P};
-    const Rows<T> h_last = rows_of<T>(a.h_last, first, P);
-    Rows<const T> h = rows_of<T>(a.h_first, first, P);
-    for (long t = 0; t < slice.steps(); ++t) {
-      const long rows = slice.active(t);
-      // Without an output a step, h takes turns between two buffers.
-      const Rows<T> h_new = a.steps ? rows_of<T>(a.steps, t * B + first, P)
-                                    : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
-      const Rows<T> planes = a.planes ? rows_of<T>(a.planes, t * B + first, Cell::PLANES * P) : scratch;
-      StepsAhead ahead;
-      if (t + 1 < slice.steps()) ahead = {a.planes ? B * Cell::PLANES * P : 0, a.steps ? B * P : 0};
-      Cell::template forward<T>(
-          w, {rows, inputs_at<T>(a, first, t), h, planes, a.planes != nullptr, h_new, scratch, ahead}, work);
-      copy_rows<T>(slice.active(t + 1), rows, h_new, h_last, P);
-      h = h_new;
-    }
-  };
-  run_parallel(long(slices.size()), a.threads,
-               [&](long piece) { rooms.with([&](Work& work) { run(slices[size_t(piece)], work); }); });
+  run_parallel(long(slices.size()), a.threads, [&](long piece) {
+    const Slice& slice = slices[size_t(piece)];
+    const Rows<T> scratch{space.data() + Cell::SCRATCH * slice.first * P, Cell::SCRATCH * P};
+    rooms.with([&](Work& work) {
+      run_steps<Cell, T>(a, w, slice, 0, slice.steps(), kept, rows_of<T>(a.h_last, slice.first, P), scratch, work);
+    });
+  });
+}
+
+// What a thread goes back in: a cell's working space, and memory for one segment of a slice.
+template <class T, class Cell>
+struct BackwardRoom {
+  typename Cell::template Work<T> work;
+  long rows;
+  Buffer<T> h, planes;
+
+  BackwardRoom(const typename Cell::template Weights<T>& w, long steps, long rows_)
+      : work(w),
+        rows(rows_),
+        h(size_t(steps * rows * w.width)),
+        planes(size_t(steps * rows * Cell::PLANES * w.width)) {}
+};
+
+// How many steps make a segment so that starts and rooms together need the least memory.
+template <class T, class Cell>
+void layer_segment(const StateLayerArguments& a) {
+  const std::vector<Slice> slices = cut(a.lengths, a.batch, slice_count(a.batch, a.threads));
+  const long rooms = std::min(a.threads, int64_t(slices.size()));
+  *a.answer = best_segment(a.lengths[0], a.batch, rooms * most_rows(slices) * (1 + Cell::PLANES));
 }
 
 // h (n, P) += from (n, H)
@@ -341,19 +413,19 @@ void add_rows(long rows, Rows<const T> from, Rows<T> h, long hidden) {
 
 template <class T, class Cell>
 void layer_backward(const StateLayerArguments& a) {
-  using Work = typename Cell::template Work<T>;
   using Gradients = typename Cell::template Gradients<T>;
+  using Room = BackwardRoom<T, Cell>;
   const typename Cell::template Weights<T> w(a, Cell::GATES, Cell::SUMS);
-  const long P = padded<T>(a.hidden), PF = padded<T>(a.inputs), B = a.batch;
+  const long P = w.width, PF = padded<T>(a.inputs), B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   // Many short slices share a sum, each group on one thread and in order: adding them up costs as much as some steps.
   const int64_t count = int64_t(slices.size()), groups = std::min(count, std::max(MOST_STATE_SUMS, a.threads));
   std::vector<Gradients> sums;
   for (long group = 0; group < groups; ++group) sums.emplace_back(w);
   const Buffer<T> states(size_t(2) * B * P), space(size_t(Cell::SCRATCH) * B * P);
-  Rooms<Work> rooms(std::min(a.threads, groups), [&] { return Work(w); });
+  Rooms<Room> rooms(std::min(a.threads, groups), [&] { return Room(w, a.segment, most_rows(slices)); });
 
-  const auto run = [&](const Slice& slice, Gradients& sum, Work& work) {
+  const auto run = [&](const Slice& slice, Gradients& sum, Room& room) {
     const long first = slice.first, all = slice.rows();
     const Rows<T> scratch{space.data() + Cell::SCRATCH * first * P, Cell::SCRATCH * P};
     Rows<T> dh{states.data() + first * P, P}, dh_before{states.data() + (B + first) * P, P};
@@ -361,33 +433,66 @@ void layer_backward(const StateLayerArguments& a) {
     if (a.d_h_last)
       for (const Rows<T>& buffer : {dh, dh_before})
         copy_rows<T>(0, all, rows_of<T>(a.d_h_last, first, P), buffer, P);
-    const auto kept = [&](const void* data, long t, long width) { return rows_of<T>(data, t * B + first, width); };
+    KeptStates<T> kept(a, Cell::PLANES);
+    if (a.segment) kept.states = room.h.data(), kept.kept_planes = room.planes.data(), kept.place = {room.rows, first};
 
-    for (long t = slice.steps() - 1; t >= 0; --t) {
+    // Step t, of a segment that starts at `from`.
+    const auto back = [&](long t, long from) {
       const long rows = slice.active(t);
       if (a.d_steps) {
         const T* d_steps = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t * a.d_steps_time;
         add_rows<T>(rows, {d_steps, a.d_steps_batch}, dh, a.hidden);
       }
       const bool further = t > 0 || a.d_h_first;
-      const Rows<const T> h_before = t > 0 ? kept(a.steps, t - 1, P) : rows_of<T>(a.h_first, first, P);
-      const StepsAhead ahead{t > 1 ? -2 * B * Cell::PLANES * P : 0, t > 2 ? -2 * B * P : 0};
+      const Rows<const T> h_before = t > from ? kept.h(t - 1, first) : h_start<T>(a, from, first);
+      const StepsAhead apart = kept.apart();
+      const StepsAhead ahead{t - 2 < from ? 0 : -2 * apart.planes, t - 3 < from ? 0 : -2 * apart.h};
       Cell::template backward<T>(w,
-                                 {rows, inputs_at<T>(a, first, t), h_before, kept(a.planes, t, Cell::PLANES * P),
-                                  kept(a.steps, t, P), dh, further ? dh_before : Rows<T>{},
-                                  rows_of<T>(a.d_x, t * B + first, PF), scratch, ahead},
-                                 sum, work);
+                                 {rows, inputs_at<T>(a, first, t), h_before, kept.planes(t, first), kept.h(t, first),
+                                  dh, further ? dh_before : Rows<T>{}, rows_of<T>(a.d_x, t * B + first, PF), scratch,
+                                  ahead},
+                                 sum, room.work);
       std::swap(dh, dh_before);
-    }
+    };
+    each_segment_back(slice.steps(), a.segment, [&](long from, long to) {
+      if (a.segment) {
+        kept.place.first_step = from;
+        run_steps<Cell, T>(a, w, slice, from, to, kept, {}, scratch, room.work);
+      }
+      for (long t = to - 1; t >= from; --t) back(t, from);
+    });
     if (a.d_h_first) copy_rows<T>(0, all, dh, rows_of<T>(a.d_h_first, first, P), P);
   };
   run_parallel(groups, a.threads, [&](long group) {
-    rooms.with([&](Work& work) {
+    rooms.with([&](Room& room) {
       for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece)
-        run(slices[size_t(piece)], sums[size_t(group)], work);
+        run(slices[size_t(piece)], sums[size_t(group)], room);
     });
   });
   for (const Gradients& sum : sums) sum.add_to(w, a);
 }
 
+// The functions of a cell that Python calls.
+template <class Cell>
+struct StateLayer {
+  template <class T>
+  static void segment(const StateLayerArguments& a) {
+    layer_segment<T, Cell>(a);
+  }
+  template <class T>
+  static void forward(const StateLayerArguments& a) {
+    layer_forward<T, Cell>(a);
+  }
+  template <class T>
+  static void backward(const StateLayerArguments& a) {
+    layer_backward<T, Cell>(a);
+  }
+};
+
 }  // namespace seqpyramid
+
+// Export them as seqpyramid_<name>_segment_<dtype>, ..._forward_... and ..._backward_...
+#define SEQPYRAMID_STATE_LAYER(name, Cell)                                             \
+  SEQPYRAMID_KERNEL(name##_segment, StateLayerArguments, StateLayer<Cell>::segment)    \
+  SEQPYRAMID_KERNEL(name##_forward, StateLayerArguments, StateLayer<Cell>::forward)    \
+  SEQPYRAMID_KERNEL(name##_backward, StateLayerArguments, StateLayer<Cell>::backward)

@@ -228,29 +228,7 @@ struct ResetBeforeCell : VectorCell {
   }
 };
 
-template <class T>
-void gru_forward(const StateLayerArguments& a) {
-  layer_forward<T, GruCell>(a);
-}
-
-template <class T>
-void gru_backward(const StateLayerArguments& a) {
-  layer_backward<T, GruCell>(a);
-}
-
-template <class T>
-void reset_before_gru_forward(const StateLayerArguments& a) {
-  layer_forward<T, ResetBeforeCell>(a);
-}
-
-template <class T>
-void reset_before_gru_backward(const StateLayerArguments& a) {
-  layer_backward<T, ResetBeforeCell>(a);
-}
-
 }  // namespace
 
-SEQPYRAMID_KERNEL(gru_forward, StateLayerArguments, gru_forward)
-SEQPYRAMID_KERNEL(gru_backward, StateLayerArguments, gru_backward)
-SEQPYRAMID_KERNEL(reset_before_gru_forward, StateLayerArguments, reset_before_gru_forward)
-SEQPYRAMID_KERNEL(reset_before_gru_backward, StateLayerArguments, reset_before_gru_backward)
+SEQPYRAMID_STATE_LAYER(gru, GruCell)
+SEQPYRAMID_STATE_LAYER(reset_before_gru, ResetBeforeCell)

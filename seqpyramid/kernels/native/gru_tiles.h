@@ -54,7 +54,8 @@ struct GruWeights : StateWeights<T> {
     if constexpr (ON_TILES<T>)
       if (tiled) {
         make_pairs();
-        a.d_weight_hh ? pack_backward(a) : pack_forward(a);
+        if (!a.d_weight_hh || a.segment) pack_forward(a);
+        if (a.d_weight_hh) pack_backward(a);
       }
   }
 
