@@ -190,12 +190,12 @@ def test_recomputation_is_asked_for_by_an_override_and_moves_no_number(place: Pa
     assert stored[0]["fingerprint"] == stored[1]["fingerprint"]
     assert stored[1]["modified"] == []
     assert "recompute: true" in Path("1", "recipe.yaml").read_text()
-    Path("gru.yaml").write_text(TINY.replace("name: lstm,", "name: gru,"))
-    no = run("train", "gru.yaml", "models.lstm_s.recompute=true")
+    Path("irnn.yaml").write_text(TINY.replace("name: lstm,", "name: irnn,"))
+    no = run("train", "irnn.yaml", "models.lstm_s.recompute=true")
     assert no.code == 2
     assert no.err == (
-        "error: override: models.lstm_s.recompute: unknown key; it is an option of lstm, tp_rnn, "
-        "dilated_rnn and hm_lstm, not of gru\n"
+        "error: override: models.lstm_s.recompute: unknown key; it is an option of rnn, lstm, gru, tp_rnn and 2 "
+        "more, not of irnn\n"
     )
 
 

@@ -36,8 +36,8 @@ is read and each dilation divides the next, a layer above another needs only eve
 counted back from the sequence's end. Kept states are consecutive for the next layer, so a stack of plain recurrences
 with subsampling between them remains: about 2 T cell steps for M = 2, not L T. Same outputs and gradients, used
 whenever it applies. A GRU with ``reset: before`` has no fused form in torch: a loop over the ceil(T/s) folded steps
-runs it. On a CPU all layers are those of :mod:`seqpyramid.kernels`, and an LSTM's may keep less for the backward pass
-(``recompute``, ``gates_in_16_bits``).
+runs it. On a CPU all layers are those of :mod:`seqpyramid.kernels`, which may keep less for the backward pass
+(``recompute``; an LSTM's also ``gates_in_16_bits``).
 
 Shapes: B batch, T time steps, F input features, H hidden units of the top layer, L layers, K outputs.
 """
@@ -54,6 +54,7 @@ from torch.nn import functional as nnf
 from seqpyramid import kernels
 from seqpyramid.contracts import TaskSpec
 from seqpyramid.kernels.gru import reset_before_gru_layer
+from seqpyramid.kernels.lstm import Segment
 from seqpyramid.models.base import Encoding, ModelConfig, SequenceModel, all_full, last_steps, mask_steps
 from seqpyramid.models.cells import CELLS, Bias, CellInit, CellName, start_cell
 from seqpyramid.models.fused import GATES_IN_16_BITS, KEEP_ALL, RECOMPUTE, Keeping, run_fused
@@ -138,8 +139,9 @@ class DilatedRNNConfig(ModelConfig):
             found["reset"] = f"acts in a GRU only, and the cell is {self.cell!r}; leave it out"
         if self.cell != "lstm" and self.forget_bias != 1:
             found["forget_bias"] = f"acts in an LSTM only, and the cell is {self.cell!r}; leave it out"
-        unfit = None if self.cell == "lstm" else f"acts in an LSTM only, and the cell is {self.cell!r}"
-        found |= Keeping(self.recompute, self.gates_in_16_bits).problems(unfit)
+        found |= Keeping(self.recompute, self.gates_in_16_bits).problems()
+        if self.cell != "lstm" and self.gates_in_16_bits:
+            found["gates_in_16_bits"] = f"acts in an LSTM only, and the cell is {self.cell!r}; leave it out"
         if spec.max_length is not None and max(self.skips) >= spec.max_length:
             layer, skip = next((k, s) for k, s in enumerate(self.skips, 1) if s >= spec.max_length)
             found["layers" if self.dilations is None else "dilations"] = (
@@ -176,7 +178,7 @@ class DilatedRNN(SequenceModel):
         forget_bias: LSTM only.
         init: start of the cells' weights, see the module's docstring.
         head_init: start of the classifier's weights.
-        keeping: LSTM only, what the backward pass gets.
+        keeping: what the backward pass gets; gates in 16 bits are for LSTM only.
     """
 
     def __init__(
@@ -297,7 +299,7 @@ def run_kernel(
 ) -> tuple[Tensor | None, Tensor]:
     """Run one layer by its kernel: (T, B, F) -> (B, T, H), zero past ``lengths``, or None; and the last (B, H)."""
     if isinstance(layer, ResetBeforeGRU):
-        return layer.run_kernel(x.transpose(0, 1), lengths, keep_steps=keep_steps)
+        return layer.run_kernel(x.transpose(0, 1), lengths, keep_steps=keep_steps, segment=keeping.segment)
     run = run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=keep_steps, keeping=keeping)
     return run.steps, run.last
 
@@ -351,11 +353,13 @@ class ResetBeforeGRU(nn.Module):
             states.append(h)
         return torch.stack(states), h
 
-    def run_kernel(self, x: Tensor, lengths: Tensor, *, keep_steps: bool) -> tuple[Tensor | None, Tensor]:
+    def run_kernel(
+        self, x: Tensor, lengths: Tensor, *, keep_steps: bool, segment: Segment
+    ) -> tuple[Tensor | None, Tensor]:
         """As :func:`~seqpyramid.kernels.gru.reset_before_gru_layer` with these weights."""
         bias = self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
         weights = (self.weight_ih, self.weight_gates, self.weight_candidate)
-        return reset_before_gru_layer(x, *weights, bias, lengths, keep_steps=keep_steps)
+        return reset_before_gru_layer(x, *weights, bias, lengths, keep_steps=keep_steps, segment=segment)
 
     def step(self, gate: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
         """Advance h (B, H) by one step from projected inputs (B, 2 H) and (B, H)."""

@@ -13,7 +13,7 @@ from seqpyramid.contracts import NOT_IN_FINGERPRINT
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels.elman import elman_layer
 from seqpyramid.kernels.gru import gru_layer
-from seqpyramid.kernels.lstm import lstm_layer
+from seqpyramid.kernels.lstm import Segment, lstm_layer
 
 RECOMPUTE: Any = Field(
     default=False,
@@ -59,9 +59,14 @@ class Keeping(NamedTuple):
                 "cannot run here; set it to false"
             )
 
+    @property
+    def segment(self) -> Segment:
+        """``recompute`` as kernels take it."""
+        return "auto" if self.recompute else None
+
     def kernel_options(self) -> dict[str, Any]:
-        """The same as an LSTM's or TP-RNN's kernel takes it."""
-        return {"segment": "auto" if self.recompute else None, "rounded": self.gates_in_16_bits}
+        """The same as a kernel takes it that has both."""
+        return {"segment": self.segment, "rounded": self.gates_in_16_bits}
 
 
 KEEP_ALL = Keeping()
@@ -89,7 +94,8 @@ def run_fused(
 ) -> LayerRun:
     """Run one layer by its kernel, over no padding; the state is as torch's layers return it.
 
-    ``keeping`` is for LSTM layers only.
+    Gates in 16 bits are for LSTM layers only. An Elman layer whose steps are all wanted runs none of them again: they
+    are all that its backward pass reads, and their reader holds them anyway.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     if isinstance(layer, nn.LSTM):
@@ -107,7 +113,17 @@ def run_fused(
         return LayerRun(steps, h, (h[None], c[None]))
     first = None if state is None else state[0]
     if isinstance(layer, nn.GRU):
-        steps, h = gru_layer(x, weight_ih, weight_hh, bias_ih, bias_hh, lengths, first, keep_steps=keep_steps)
+        steps, h = gru_layer(
+            x,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            lengths,
+            first,
+            keep_steps=keep_steps,
+            segment=keeping.segment,
+        )
     else:
         assert isinstance(layer, nn.RNN)
         steps, h = elman_layer(
@@ -119,5 +135,6 @@ def run_fused(
             first,
             nonlinearity=layer.nonlinearity,
             keep_steps=keep_steps,
+            segment=None if keep_steps else keeping.segment,
         )
     return LayerRun(steps, h, h[None])

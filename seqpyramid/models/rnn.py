@@ -58,6 +58,7 @@ class StackConfig(ModelConfig):
     )
     init: CellInit = Field(default="torch", description="start of the recurrent weights")
     head_init: HeadInit = Field(default="torch", description="start of the classifier's weights")
+    recompute: bool = RECOMPUTE
 
     @property
     def carries_state(self) -> bool:
@@ -85,7 +86,6 @@ class LSTMConfig(StackConfig):
     summary_line: ClassVar[str] = "LSTM stack (Hochreiter & Schmidhuber 1997), on torch's fused layers"
     name: Literal["lstm"] = "lstm"
     forget_bias: float = Field(default=0.0, description="added to the first forget bias")
-    recompute: bool = RECOMPUTE
     gates_in_16_bits: bool = GATES_IN_16_BITS
 
     def problems(self, spec: TaskSpec) -> dict[str, str]:
@@ -135,7 +135,7 @@ class RecurrentStack(SequenceModel):
         head_init: start of the classifier's weights.
         forget_bias: LSTM only.
         nonlinearity: Elman only.
-        recompute: LSTM only; whether the backward pass runs segments again instead of keeping their states.
+        recompute: whether the backward pass runs segments again instead of keeping their states.
         gates_in_16_bits: LSTM only; whether the backward pass gets rounded gates.
     """
 

@@ -40,6 +40,8 @@ def test_an_lstm_keeps_its_gates_and_c() -> None:
     ("name", "fields"),
     [
         ("lstm", {"hidden_size": 32}),
+        ("gru", {"hidden_size": 32}),
+        ("rnn", {"hidden_size": 32}),
         ("tp_rnn", {"hidden_size": 32, "pyramid_length": (10, 5), "granularity": (5, 3)}),
         ("hm_lstm", {"hidden_sizes": (32, 32), "embedding_size": 1}),
     ],
@@ -49,12 +51,36 @@ def test_memory_is_linear_in_time_and_recomputation_saves_most(name: str, fields
         short, long = (kept(config(name, **fields), B=4, T=T) for T in (500, 1000))
         again, longer = (kept(config(name, recompute=True, **fields), B=4, T=T) for T in (1000, 4000))
     assert long == pytest.approx(2 * short, rel=0.02)
-    if name != "tp_rnn":
+    if name == "tp_rnn":
+        assert again < long / 7  # the second layer's inputs stay
+    else:
         assert again < long / 10
         # the square root of four, and what does not grow; in HM-LSTM z and the output's few numbers of every step do
-        assert longer < (2.5 if name == "lstm" else 3.2) * again
-    else:
-        assert again < long / 7  # the second layer's inputs stay
+        assert longer < (3.2 if name == "hm_lstm" else 2.5) * again
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "fields", "planes"),
+    [
+        ("rnn", {"layers": 2}, 0),
+        ("gru", {"layers": 2}, 4),
+        ("dilated_rnn", {"cell": "elman", "dilations": (1, 1)}, 0),
+        ("dilated_rnn", {"cell": "gru", "dilations": (1, 1)}, 3),
+    ],
+)
+def test_of_two_layers_that_recompute_the_inputs_of_the_second_stay(
+    name: str, fields: dict[str, object], planes: int
+) -> None:
+    B, T, H = 4, 9000, 32
+    with running("fused", threads=2):
+        whole, less = (
+            kept(config(name, hidden_size=H, recompute=recompute, **fields), B=B, T=T)
+            for recompute in (False, True)
+        )
+    handed_on = 4 * B * T * H
+    assert whole == pytest.approx(2 * (1 + planes) * handed_on, rel=0.02)
+    assert less == pytest.approx(handed_on, rel=0.1)
 
 
 @needs_kernels

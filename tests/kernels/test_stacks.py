@@ -59,12 +59,31 @@ KEEPERS = [
     {"name": "dilated_rnn", "cell": "lstm", "layers": 2, "hidden_size": 20, "start_exponent": 1},
     {"name": "tp_rnn", "hidden_size": 20, "pyramid_length": [4, 3], "granularity": [2, 2]},
 ]
+WITHOUT_KEPT_GATES = [
+    {"name": "rnn", "layers": 2, "hidden_size": 20},
+    {"name": "gru", "layers": 2, "hidden_size": 20},
+    {"name": "dilated_rnn", "cell": "elman", "layers": 3, "hidden_size": 20},
+    {"name": "dilated_rnn", "cell": "gru", "layers": 3, "hidden_size": 20},
+    {
+        "name": "dilated_rnn",
+        "cell": "gru",
+        "reset": "after",
+        "layers": 2,
+        "hidden_size": 20,
+        "start_exponent": 1,
+    },
+]
 
 
-@pytest.mark.parametrize("fields", KEEPERS)
+@pytest.mark.parametrize(
+    ("less", "fields"),
+    [
+        *[("recompute", fields) for fields in KEEPERS + WITHOUT_KEPT_GATES],
+        *[("gates_in_16_bits", fields) for fields in KEEPERS],
+    ],
+)
 @pytest.mark.parametrize("needs", ["summary", "steps"])
-@pytest.mark.parametrize("less", ["recompute", "gates_in_16_bits"])
-def test_keeping_less_changes_no_output(fields: dict[str, object], needs: str, less: str) -> None:
+def test_keeping_less_changes_no_output(less: str, fields: dict[str, object], needs: str) -> None:
     """Nor any gradient, when steps run again; rounded gates change gradients by their rounding."""
     if fields["name"] == "tp_rnn" and needs == "steps":
         pytest.skip("a pyramid has one answer a sequence")
@@ -84,16 +103,17 @@ def test_keeping_less_changes_no_output(fields: dict[str, object], needs: str, l
             found.append((outputs, torch.autograd.grad(outputs.sin().sum(), parameters)))
     (outputs, gradients), (same, other) = found
     assert torch.equal(outputs, same)
+    with running("plain"), pytest.raises(RecipeError, match="needs the compiled kernels"):
+        model(x, lengths)
     if less == "recompute":
         assert all(torch.equal(a, b) for a, b in zip(gradients, other, strict=True))
         return
     assert all((a - b).norm() < 1e-4 * a.norm() for a, b in zip(gradients, other, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(gradients, other, strict=True))
-    with running("plain"), pytest.raises(RecipeError, match="needs the compiled kernels"):
-        model(x, lengths)
 
 
-def test_only_lstms_keep_less() -> None:
-    config = MODELS["dilated_rnn"].model_validate({"cell": "gru", "recompute": True})
-    with pytest.raises(RecipeError, match="recompute: acts in an LSTM only, and the cell is 'gru'"):
-        config.build(TaskSpec(input_size=2, outputs=3))
+@pytest.mark.parametrize("recompute", [False, True])
+def test_only_lstms_round_gates(recompute: bool) -> None:
+    fields = {"cell": "gru", "gates_in_16_bits": True, "recompute": recompute}
+    with pytest.raises(RecipeError, match="gates_in_16_bits: acts in an LSTM only, and the cell is 'gru'"):
+        MODELS["dilated_rnn"].model_validate(fields).build(TaskSpec(input_size=2, outputs=3))
