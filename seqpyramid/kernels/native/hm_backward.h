@@ -25,6 +25,19 @@ struct Choice {
   Vector<T> copy, update, flush;
 };
 
+// What the boundaries learn of from rows of a layer that copy: how far UPDATE's and FLUSH's results are from COPY's. As
+// long as a row copies, it is the same at all steps, as are h, c and what the gates are made of.
+template <class T>
+struct Alternatives {
+  std::vector<char> known;     // by row
+  Buffer<T> flush_c, flush_h;  // i g - c, o tanh(c) - h, [row][padded H]
+  Buffer<T> update_c;          // f c, the same; what UPDATE has more than FLUSH
+
+  explicit Alternatives(const Weights<T>& w)
+      : known(SLICE_ROWS), flush_c(size_t(SLICE_ROWS * w.layout.states)),
+        flush_h(size_t(SLICE_ROWS * w.layout.states)), update_c(size_t(SLICE_ROWS * w.layout.states)) {}
+};
+
 // Rows of a layer whose shares of the weights' gradients are still to be added: a few at a time would cost as much as
 // many, since all the sums are read and written for them.
 template <class T>
@@ -41,7 +54,7 @@ struct Waiting {
 template <class T>
 struct Backward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
-  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
+  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving;
   using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>, GROUPS = SLICE_ROWS / TILED_ROWS;
   // d_h, d_c and d_z of a layer stand at step t until the layer is done with it, and at step t - 1 from then on.
@@ -49,6 +62,7 @@ struct Backward : Worker<T> {
   std::vector<Buffer<T>> h_before, c_before;  // all steps, or those of the segment
   Buffer<T> d_z;      // [row][layer]
   Buffer<T> d_gates;  // [row][gate][width] of one block
+  std::vector<Alternatives<T>> alternatives;
   std::vector<Choice<T>> choices;
   std::vector<T> d_x_z;  // of the rows that go on
   std::vector<WeightGradient<T>> sums;
@@ -65,6 +79,7 @@ struct Backward : Worker<T> {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
       sums.emplace_back(w);
       waiting.emplace_back(w);
+      alternatives.emplace_back(w);
     }
     if (ON_TILES<T> && tiles_run()) {
       long most = 0;
@@ -82,12 +97,12 @@ struct Backward : Worker<T> {
 
   // h, c and z after step t; after step -1 they are the first state.
   Rows<const T> h(long t, long l) const {
-    if (t < kept.first_step) return {h_before[l].data(), problem.weights[l].layout.states};
+    if (t < kept.place.first_step) return {h_before[l].data(), problem.weights[l].layout.states};
     return {kept.h(t, first) + problem.offset[l], problem.outputs};
   }
   Rows<const T> c(long t, long l) const {
     const long stride = problem.weights[l].layout.states;
-    return {t < kept.first_step ? c_before[l].data() : kept.cells(t, l, first), stride};
+    return {t < kept.place.first_step ? c_before[l].data() : kept.cells(t, l, first), stride};
   }
   // In the order of the list.
   KeptGates<T> gates_at(long t, long l) const { return kept.gates(t, l, first); }
@@ -98,17 +113,15 @@ struct Backward : Worker<T> {
 
   void run() {
     for (long l = 0; l < L; ++l) start(l);
-    for (long to = call.steps; to > 0;) {
-      const long from = call.segment ? (to - 1) / call.segment * call.segment : 0;
+    each_segment_back(call.steps, call.segment, [&](long from, long to) {
       for (long l = 0; l < L; ++l) recall(from, l);
       if (forward) {
-        kept.first_row = first, kept.first_step = from;
+        kept.place.first_row = first, kept.place.first_step = from;
         forward->first = first, forward->count = count;
         forward->run_again(from, to, h_before, c_before);
       }
       back(from, to);
-      to = from;
-    }
+    });
     if (reader) reader->add_waiting();
     for (long l = 0; l < L; ++l) {
       add_waiting(l);
@@ -162,6 +175,7 @@ struct Backward : Worker<T> {
   void start(long l) {
     const LayerCall& layer = call.layer[l];
     const Layout<T>& layout = problem.weights[l].layout;
+    std::fill(alternatives[l].known.begin(), alternatives[l].known.end(), false);
     const long H = layout.hidden;
     for (long row = 0; row < count; ++row) {
       copy(d_h[l].data() + row * layout.states, at_step<T>(call, layer.d_h, 0, first + row, H), H);
@@ -184,12 +198,13 @@ struct Backward : Worker<T> {
   void step(long t, long l) {
     const Weights<T>& w = problem.weights[l];
     const Rows<const T> above = h(t - 1, w.above ? l + 1 : l), below = l ? h(t, l - 1) : this->x(t);
-    this->list(t, z(t - 1, l), l ? z(t, l - 1) : Rows<const T>{nullptr, 0}, call.choice);
+    this->list(t, z(t - 1, l), l ? z(t, l - 1) : Rows<const T>{nullptr, 0});
+    const long known_from = sort_copies(l);
     for (long n = 0; n < moving; ++n) announce(gates_at(t, l), n, w.layout.blocks[0], c(t - 1, l).at(going[n].row));
-    this->gather_own(l, long(going.size()), h(t - 1, l));
     for (long n = 0; n < long(going.size()); ++n) {
       choices[n] = Choice<T>{};
       d_x_z[n] = boundary_gradient(t, l, going[n].row);
+      if (has_sources(n) || n < known_from) this->gather_own(l, n, h(t - 1, l));
       if (!has_sources(n)) continue;
       this->gather_others(l, n, above, below);
       scale(d_X[l].data() + n * w.stride, d_x_z[n], w.boundary.data(), w.stride);
@@ -199,8 +214,43 @@ struct Backward : Worker<T> {
       go_back_on_tiles(t, l);
     else if (moving > 0)
       go_back(t, l);
-    for (long n = moving; n < working; ++n) weigh(t, l, n);
+    if (moving < known_from) find_alternatives(t, l, known_from);
+    for (long n = moving; call.choice && n < long(going.size()); ++n) weigh(l, n);
     for (long n = 0; n < long(going.size()); ++n) hand_on(t, l, n, above, below);
+  }
+
+  // Where the list has rows that copy and whose alternatives are known; it gets those that are not before them.
+  long sort_copies(long l) {
+    std::vector<char>& known = alternatives[l].known;
+    for (long n = 0; n < moving; ++n) known[going[n].row] = false;
+    if (!call.choice) return moving;
+    const auto is_new = [&](const Mix<T>& mix) { return !known[mix.row]; };
+    return std::partition(going.begin() + moving, going.end(), is_new) - going.begin();
+  }
+
+  // Those of the rows before `to` that copy, from the gates that a step like COPY's would have: own h alone counts.
+  void find_alternatives(long t, long l, long to) {
+    const Weights<T>& w = problem.weights[l];
+    Alternatives<T>& found = alternatives[l];
+    const long rows = to - moving, stride = w.layout.states;
+    const T* const own = X[l].data() + moving * w.stride;
+    for (const Block& block : w.layout.blocks) {
+      std::fill_n(d_gates.data(), rows * SUMS, T(0));
+      add_product<T>(rows, block.lanes() / LANES<T>, w.above_column(), own, w.stride, 1,
+                     w.forward.data() + w.panel(block), block.lanes(), d_gates.data(), SUMS);
+      for (long n = 0; n < rows; ++n) {
+        const long row = going[moving + n].row, place = row * stride + block.unit;
+        const Vector<T> same_c = load(c(t, l).at(row) + block.unit), same_h = load(own + n * w.stride + block.unit);
+        Vector<T> gate[GATES];
+        SEQPYRAMID_UNROLL
+        for (int k = 0; k < GATES; ++k) gate[k] = load(d_gates.data() + n * SUMS + k * block.width);
+        squash<T, 0b0100>(gate);
+        store<T>(found.flush_c.data() + place, gate[0] * gate[2] - same_c);
+        store<T>(found.flush_h.data() + place, gate[3] * tanh<T>(same_c) - same_h);
+        store<T>(found.update_c.data() + place, gate[1] * same_c);
+        found.known[row] = true;
+      }
+    }
   }
 
   // Take the moving rows back through the gates: d_X, and the sums of the weights' gradients.
@@ -405,31 +455,15 @@ struct Backward : Worker<T> {
     }
   }
 
-  // What the boundaries learn from a row that copies, whose d_h and d_c stay. No product needs it, so it is taken from
-  // one end to the other, as it lies in memory.
-  void weigh(long t, long l, long n) {
-    const Layout<T>& layout = problem.weights[l].layout;
-    const long row = going[n].row;
-    const KeptGates<T> gates = gates_at(t, l);
-    const T *c_row = c(t, l).at(row), *h_row = X[l].data() + n * problem.weights[l].stride;
-    const T *d_h_row = d_h[l].data() + row * layout.states, *d_c_row = d_c[l].data() + row * layout.states;
-    for_row_tiles(long(layout.blocks.size()), [&](auto tile, long from) {
-      constexpr int COUNT = decltype(tile)::value;
-      Vector<T> squashed[COUNT];
-      SEQPYRAMID_UNROLL
-      for (int k = 0; k < COUNT; ++k) squashed[k] = load(c_row + (from + k) * LANES<T>);
-      squash<T, 0b11111111>(squashed);
-      SEQPYRAMID_UNROLL
-      for (int k = 0; k < COUNT; ++k) {
-        const Block& block = layout.blocks[size_t(from + k)];
-        const Vector<T> i = gates.load(n, block, 0), f = gates.load(n, block, 1), g = gates.load(n, block, 2);
-        const Vector<T> o = gates.load(n, block, 3), same = load(c_row + block.unit);
-        const Vector<T> dh = load(d_h_row + block.unit), dc = load(d_c_row + block.unit);
-        choices[n].copy += dc * same + dh * load(h_row + block.unit);
-        choices[n].update += dc * f * same;
-        choices[n].flush += dc * i * g + dh * o * squashed[k];
-      }
-    });
+  // What the boundaries learn from a row that copies, whose d_h and d_c stay.
+  void weigh(long l, long n) {
+    const Alternatives<T>& other = alternatives[l];
+    const long stride = problem.weights[l].layout.states, row = going[n].row * stride;
+    for (long u = row; u < row + stride; u += LANES<T>) {
+      const Vector<T> dh = load(d_h[l].data() + u), dc = load(d_c[l].data() + u);
+      choices[n].flush += dc * load(other.flush_c.data() + u) + dh * load(other.flush_h.data() + u);
+      choices[n].update += dc * load(other.update_c.data() + u);
+    }
   }
 
   // Give the parts of a row of d_X to the states that they belong to, and to the boundaries that gated them.

@@ -21,8 +21,7 @@ struct Worker {
   std::vector<Mix<T>> going;   // rows that have a step: UPDATE, FLUSH with an open layer below, FLUSH, COPY
   long above_from = 0;         // where FLUSH begins: from here on h of the layer above counts
   long below_to = 0;           // where the layer below is no more open: before, its h counts
-  long moving = 0;             // where COPY begins
-  long working = 0;            // rows whose gates are needed, all or those before COPY
+  long moving = 0;             // where COPY begins, which needs no gates
   std::vector<Buffer<T>> X;    // of each layer
   Kept<T> kept;
 
@@ -42,9 +41,8 @@ struct Worker {
     return {static_cast<const T*>(call.x) + first * call.x_row + t * call.x_step, call.x_row};
   }
 
-  // List the rows that go on. With `all`, the gates of a row that copies are needed, too: the gradient of having
-  // chosen COPY meets i g, which COPY does not.
-  void list(long t, Rows<const T> own, Rows<const T> below, bool all) {
+  // List the rows that go on.
+  void list(long t, Rows<const T> own, Rows<const T> below) {
     going.clear();
     const auto append = [&](bool flushes, bool open) {
       for (long row = 0; row < count; ++row) {
@@ -60,7 +58,6 @@ struct Worker {
     below_to = append(true, true);
     moving = append(true, false);
     append(false, false);
-    working = all ? long(going.size()) : moving;
   }
 
   // Blocks of the depth K on tiles, at most two stretches of them, in which rows [from, to) of X are not all zero.
@@ -76,10 +73,12 @@ struct Worker {
     return {{0, own}, {below, all}};
   }
 
-  // The rows' own h, in the first columns of X.
-  void gather_own(long l, long rows, Rows<const T> own) {
+  // h of row n itself, and the 1 that meets b, in the first columns of X.
+  void gather_own(long l, long n, Rows<const T> own) {
     const Weights<T>& w = problem.weights[l];
-    for (long n = 0; n < rows; ++n) copy(X[l].data() + n * w.stride, own.at(going[n].row), w.layout.hidden);
+    T* row = X[l].data() + n * w.stride;
+    copy(row, own.at(going[n].row), w.layout.hidden);
+    row[w.layout.hidden] = 1;
   }
 
   // The other columns of row n.
@@ -87,7 +86,6 @@ struct Worker {
     const Weights<T>& w = problem.weights[l];
     const Mix<T>& mix = going[n];
     T* row = X[l].data() + n * w.stride;
-    row[w.layout.hidden] = 1;
     put_scaled(row + w.above_column(), mix.own, above.at(mix.row), w.above);
     put_scaled(row + w.below_column(), mix.below, below.at(mix.row), w.below);
   }
@@ -105,7 +103,7 @@ struct Worker {
 template <class T>
 struct Forward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
-  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving, Worker<T>::working;
+  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving;
   using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>;
   std::vector<Buffer<T>> h, c;
@@ -149,7 +147,7 @@ struct Forward : Worker<T> {
 
   // Steps [from, to) of a slice, whose z is known, for what is kept of them; the others are the states before `from`.
   void run_again(long from, long to, const std::vector<Buffer<T>>& h_before, const std::vector<Buffer<T>>& c_before) {
-    kept.first_row = first, kept.first_step = from;
+    kept.place.first_row = first, kept.place.first_step = from;
     for (long l = 0; l < L; ++l) {
       const long stride = problem.weights[l].layout.states;
       copy(h[l].data(), h_before[l].data(), count * stride);
@@ -212,14 +210,14 @@ struct Forward : Worker<T> {
     const Weights<T>& w = problem.weights[l];
     T* own = z.data() + l;
     const KeptGates<T> gates = kept.gates(t, l, first);
-    // A step that will run again has the rows that it has then: how many there are decides about tiles.
-    const bool all = call.choice && (gates || call.segment);
-    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0}, all);
+    this->list(t, {own, L}, l ? Rows<const T>{own - 1, L} : Rows<const T>{nullptr, 0});
     const Rows<const T> above = of(h, w.above ? l + 1 : l), below = l ? of(h, l - 1) : this->x(t);
-    const long read = w.has_boundary ? long(going.size()) : working;
-    this->gather_own(l, read, of(h, l));
-    for (long n = 0; n < read; ++n) this->gather_others(l, n, above, below);
-    if (ON_TILES<T> && working >= fewest_tiled_rows)
+    const long read = w.has_boundary ? long(going.size()) : moving;
+    for (long n = 0; n < read; ++n) {
+      this->gather_own(l, n, of(h, l));
+      this->gather_others(l, n, above, below);
+    }
+    if (ON_TILES<T> && moving >= fewest_tiled_rows)
       advance_on_tiles(l, gates);
     else
       for (const Block& block : w.layout.blocks) advance(l, block, gates);
@@ -232,34 +230,34 @@ struct Forward : Worker<T> {
     if (T* const cells = kept.cells(t, l, first)) copy_past(cells, c[l].data(), count * w.layout.states);
   }
 
-  // Take the working rows through one block of units: gates, then c and h in place. What comes out in lanes without a
+  // Take the moving rows through one block of units: gates, then c and h in place. What comes out in lanes without a
   // unit is finite and has no reader: its gradient is 0. The product is a loop of its own: beside the constants of exp, GCC
   // would not keep its sums on registers.
   void advance(long l, const Block& block, KeptGates<T> gates) {
     const Weights<T>& w = problem.weights[l];
-    std::fill_n(sums.data(), working * SUMS, T(0));
+    std::fill_n(sums.data(), moving * SUMS, T(0));
     const auto add_part = [&](long from, long to, long column, long depth) {
       add_product<T>(to - from, block.lanes() / LANES<T>, depth, X[l].data() + from * w.stride + column, w.stride, 1,
                      w.forward.data() + w.panel(block) + column * block.lanes(), block.lanes(),
                      sums.data() + from * SUMS, SUMS);
     };
-    add_part(0, working, 0, w.above_column());
+    add_part(0, moving, 0, w.above_column());
     add_part(above_from, moving, w.above_column(), w.above);
     add_part(0, below_to, w.below_column(), w.below);
-    finish_rows(l, block, sums.data(), gates, 0, working);
+    finish_rows(l, block, sums.data(), gates, 0, moving);
   }
 
   // All blocks of a layer, in groups of rows. While the tiles are at the sums of one block, vectors finish the one before.
   void advance_on_tiles([[maybe_unused]] long l, [[maybe_unused]] KeptGates<T> gates) {
     if constexpr (ON_TILES<T>) {
       const Weights<T>& w = problem.weights[l];
-      for (long row = 0; row < working; ++row)
+      for (long row = 0; row < moving; ++row)
         split_row(w.K, X[l].data() + row * w.stride, left.data() + row * left_stride(w.K));
       const Block* done = nullptr;                 // whose sums are there,
       T *done_sums = nullptr, *now = sums.data();  // where,
       long row = 0, last = 0;                      // and its unfinished rows
       for (const Block& block : w.layout.blocks)
-        for (long group = 0; group < working; group += TILED_ROWS) {
+        for (long group = 0; group < moving; group += TILED_ROWS) {
           if (block.lanes() < SUMS) std::fill_n(now, TILED_ROWS * SUMS, T(0));
           long calls = 0;
           const auto meanwhile = [&] {
@@ -267,7 +265,7 @@ struct Forward : Worker<T> {
             finish<2>(l, *done, done_sums, gates, row);
             row += 2;
           };
-          const long end = std::min(working, group + TILED_ROWS), tile = block.gates() / TILE;
+          const long end = std::min(moving, group + TILED_ROWS), tile = block.gates() / TILE;
           bool add = false;
           for (const Depth& depth : this->depths(l, group, end)) {
             multiply(end - group, left.data() + group * left_stride(w.K), w.tiles, depth, tile,

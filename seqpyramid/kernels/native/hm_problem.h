@@ -201,13 +201,13 @@ struct Kept {
   };
   std::vector<Layer> layers;
   T* outputs;  // h of all layers side by side
-  long outputs_width, rows;
+  long outputs_width;
   bool rounded;
-  long first_row = 0, first_step = 0;
+  Place place;
 
   explicit Kept(const Problem<T>& problem)
-      : outputs(static_cast<T*>(problem.call.h)), outputs_width(problem.outputs), rows(problem.call.batch),
-        rounded(problem.call.rounded != 0) {
+      : outputs(static_cast<T*>(problem.call.h)), outputs_width(problem.outputs),
+        rounded(problem.call.rounded != 0), place{problem.call.batch} {
     for (long l = 0; l < problem.call.layers; ++l) {
       const LayerCall& layer = problem.call.layer[l];
       const Layout<T>& layout = problem.weights[l].layout;
@@ -224,9 +224,6 @@ struct Kept {
     const Layer& layer = layers[size_t(l)];
     return kept_gates<T>(layer.gates, place(t, row), layer.gates_width, rounded);
   }
-
- private:
-  long place(long t, long row) const { return (t - first_step) * rows + row - first_row; }
 };
 
 // Memory for one segment of a slice.
@@ -243,7 +240,7 @@ struct Room {
   // The same, to be written and read.
   Kept<T> kept(const Problem<T>& problem) const {
     Kept<T> kept(problem);
-    kept.outputs = outputs.data(), kept.rows = most_rows(problem.call), kept.rounded = false;
+    kept.outputs = outputs.data(), kept.place.rows = most_rows(problem.call), kept.rounded = false;
     for (size_t l = 0; l < kept.layers.size(); ++l)
       kept.layers[l].cells = cells[l].data(), kept.layers[l].gates = gates[l].data();
     return kept;
