@@ -81,9 +81,9 @@ def table(rows: Sequence[Row], *, batch_size: int) -> str:
 
 
 def pair_table(pairs: Sequence[Pair], measured: Measured) -> str:
-    """Lay ratios between candidates out in Markdown, each taken within a round; 2 is twice as fast."""
+    """Lay ratios between candidates out in Markdown, each pair once and within a round; 2 is twice as fast."""
     lines = ["| what | against | training | inference |", "|---|---|---|---|"]
-    for what, against in pairs:
+    for what, against in dict.fromkeys(pairs):
         ratios = (Ratio.of(seconds[what], seconds[against]) for seconds in measured)
         lines.append(f"| {what} | {against} | {' | '.join(map(shown, ratios))} |")
     return "\n".join(lines)
