@@ -260,7 +260,7 @@ struct Backward : Worker<T> {
     const bool few = 2 * moving <= SLICE_ROWS;
     if (few && waiting[l].rows + moving > SLICE_ROWS) add_waiting(l);
     for (const Block& block : w.layout.blocks) {
-      for_row_tiles(moving, [&](auto tile, long row) { 
+      for_row_tiles(moving, [&](auto tile, long row) {
         differentiate<decltype(tile)::value>(t, l, block, row, d_gates.data() + row * SUMS);
       });
       add_product<T>(moving, vectors, block.lanes(), d_gates.data(), SUMS, 1,
