@@ -46,7 +46,9 @@ class StateLayerArguments(library.Arguments):
         *((name, c_void_p) for name in ("weight_ih", "weight_hh", "bias", "h_first", "h_last")),
         *((name, c_void_p) for name in ("steps", "planes")),
         ("segment", c_int64),
-        *((name, c_void_p) for name in ("answer", "starts", "d_steps")),
+        *((name, c_void_p) for name in ("answer", "starts")),
+        ("every", c_int64),
+        ("d_steps", c_void_p),
         *((name, c_int64) for name in ("d_steps_batch", "d_steps_time")),
         *((name, c_void_p) for name in ("d_h_last", "d_x", "d_weight_ih", "d_weight_hh", "d_bias")),
         ("d_h_first", c_void_p),
@@ -72,6 +74,7 @@ def elman_layer(
     *,
     nonlinearity: Literal["tanh", "relu"] = "tanh",
     keep_steps: bool,
+    every: int = 1,
     segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length.
@@ -84,15 +87,25 @@ def elman_layer(
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h (B, H) before the first step; None: zeros.
         nonlinearity: f.
-        keep_steps: whether every h is wanted.
+        keep_steps: whether h of the steps is wanted.
+        every: of how many of them one is, counted back from the last of T.
         segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
-        h of every step (B, T, H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
+        h of those steps (B, ceil(T / every), H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
     """
     kernel = Kernel(f"elman_{nonlinearity}", planes=0)
     return state_layer(
-        kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps, segment=segment
+        kernel,
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        lengths,
+        state,
+        keep_steps=keep_steps,
+        every=every,
+        segment=segment,
     )
 
 
@@ -106,6 +119,7 @@ def state_layer(
     state: Tensor | None,
     *,
     keep_steps: bool,
+    every: int,
     segment: Segment,
 ) -> tuple[Tensor | None, Tensor]:
     """Run any of these layers, its weights in the order of its kernel; else as :func:`elman_layer`."""
@@ -113,7 +127,9 @@ def state_layer(
     if order is not None:
         x, lengths = x.index_select(0, order), lengths.index_select(0, order)
         state = None if state is None else state.index_select(0, order)
-    steps, h = run(StateLayer, kernel, x, weight_ih, weight_hh, bias, state, lengths, keep_steps, segment)
+    steps, h = run(
+        StateLayer, kernel, x, weight_ih, weight_hh, bias, state, lengths, keep_steps, every, segment
+    )
     if order is None:
         return steps, h
     back = order.argsort()
@@ -126,7 +142,7 @@ class StateLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor]:
         """See :func:`state_layer`; what backward needs is kept unless ``ctx`` is None."""
-        kernel, x, weight_ih, weight_hh, bias, h_first, lengths, keep_steps, segment = inputs
+        kernel, x, weight_ih, weight_hh, bias, h_first, lengths, keep_steps, every, segment = inputs
         batch, time, _ = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
@@ -152,11 +168,12 @@ class StateLayer(torch.autograd.Function):
         if ctx is not None:
             kept_steps = steps if starts is None else None
             ctx.save_for_backward(x, *weights, h_first, lengths, kept_steps, planes, starts)
-            ctx.kernel, ctx.segment, ctx.threads = kernel, arguments.segment, library.threads()
+            ctx.kernel, ctx.every = kernel, every
+            ctx.segment, ctx.threads = arguments.segment, library.threads()
             ctx.set_materialize_grads(False)
         if steps is None or not keep_steps:
             return None, h_last[:, :hidden]
-        return steps[..., :hidden].transpose(0, 1), h_last[:, :hidden]
+        return steps[(time - 1) % every :: every, :, :hidden].transpose(0, 1), h_last[:, :hidden]
 
     @staticmethod
     def backward(ctx: Any, d_steps: Tensor | None, d_h: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -174,7 +191,7 @@ class StateLayer(torch.autograd.Function):
         d_last = widened(d_h, width)
 
         arguments = _arguments(x, weights, h_first, lengths, ctx.threads)
-        arguments.segment = ctx.segment
+        arguments.segment, arguments.every = ctx.segment, ctx.every
         arguments.steps, arguments.planes, arguments.starts = map(library.pointer, kept)
         if d_steps is not None:
             arguments.d_steps = d_steps.data_ptr()
@@ -188,7 +205,7 @@ class StateLayer(torch.autograd.Function):
             None if d_x is None else d_x[..., :inputs].transpose(0, 1),
             *d_weights,
             None if d_first is None else d_first[:, :hidden],
-            *[None] * 3,
+            *[None] * 4,
         )
 
 

@@ -41,6 +41,7 @@ def gru_layer(
     state: Tensor | None = None,
     *,
     keep_steps: bool,
+    every: int = 1,
     segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer, each sequence up to its own length; reset after the product.
@@ -53,11 +54,12 @@ def gru_layer(
         bias_hh: b' (3 H), which is not the same as a part of b for n; None: zeros.
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h (B, H) before the first step; None: zeros.
-        keep_steps: whether every h is wanted.
+        keep_steps: whether h of the steps is wanted.
+        every: of how many of them one is, counted back from the last of T.
         segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
-        h of every step (B, T, H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
+        h of those steps (B, ceil(T / every), H), zero past ``lengths``, or None; and h (B, H) at each sequence's end.
     """
     hidden = weight_hh.shape[1]
     after = torch.zeros_like(bias_ih) if bias_hh is None else bias_hh
@@ -66,7 +68,16 @@ def gru_layer(
     weight_ih = weight_ih.roll(hidden, 0)  # n, r, z: planes that read x, then those that read h, side by side
     kernel = Kernel("gru", planes=4)
     return state_layer(
-        kernel, x, weight_ih, weight_hh, bias, lengths, state, keep_steps=keep_steps, segment=segment
+        kernel,
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        lengths,
+        state,
+        keep_steps=keep_steps,
+        every=every,
+        segment=segment,
     )
 
 
@@ -80,6 +91,7 @@ def reset_before_gru_layer(
     state: Tensor | None = None,
     *,
     keep_steps: bool,
+    every: int = 1,
     segment: Segment = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Run x (B, T, F) through one layer; reset before the product.
@@ -92,7 +104,8 @@ def reset_before_gru_layer(
         bias: b (3 H).
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h (B, H) before the first step; None: zeros.
-        keep_steps: whether every h is wanted.
+        keep_steps: whether h of the steps is wanted.
+        every: of how many of them one is, counted back from the last of T.
         segment: how many steps the backward pass runs again at a time; it changes no result.
 
     Returns:
@@ -110,5 +123,6 @@ def reset_before_gru_layer(
         lengths,
         state,
         keep_steps=keep_steps,
+        every=every,
         segment=segment,
     )

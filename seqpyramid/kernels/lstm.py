@@ -49,7 +49,9 @@ class LstmArguments(library.Arguments):
         *((name, c_void_p) for name in ("lengths", "x")),
         *((name, c_int64) for name in ("x_batch", "x_time")),
         *((name, c_void_p) for name in ("weight_ih", "weight_hh", "bias", "h_first", "c_first")),
-        *((name, c_void_p) for name in ("h_last", "c_last", "steps", "cells", "gates")),
+        *((name, c_void_p) for name in ("h_last", "c_last", "steps")),
+        ("every", c_int64),
+        *((name, c_void_p) for name in ("cells", "gates")),
         *((name, c_int64) for name in ("rounded", "segment")),
         *((name, c_void_p) for name in ("answer", "starts", "d_steps")),
         *((name, c_int64) for name in ("d_steps_batch", "d_steps_time")),
@@ -70,6 +72,7 @@ def lstm_layer(
     state: State | None = None,
     *,
     keep_steps: bool,
+    every: int = 1,
     segment: Segment = None,
     rounded: bool = False,
 ) -> tuple[Tensor | None, State]:
@@ -82,12 +85,14 @@ def lstm_layer(
         bias: b (4 H).
         lengths: (B,) integers on the CPU, from 1 to T.
         state: h and c before the first step; None: zeros.
-        keep_steps: whether every h is wanted.
+        keep_steps: whether h of the steps is wanted.
+        every: of how many of them one is, counted back from the last of T.
         segment: how many steps the backward pass runs again at a time; it changes no result.
         rounded: whether gates are kept in 16 bits, where they are kept.
 
     Returns:
-        h of every step (B, T, H), zero past ``lengths``, or None; and h and c, each (B, H), at each sequence's end.
+        h of those steps (B, ceil(T / every), H), zero past ``lengths``, or None; and h and c, each (B, H), at each
+        sequence's end.
     """
     order = longest_first(lengths)
     if order is not None:
@@ -95,7 +100,18 @@ def lstm_layer(
         state = None if state is None else (state[0].index_select(0, order), state[1].index_select(0, order))
     h_first, c_first = (None, None) if state is None else state
     steps, h, c = run(
-        LstmLayer, x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment, rounded
+        LstmLayer,
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        h_first,
+        c_first,
+        lengths,
+        keep_steps,
+        every,
+        segment,
+        rounded,
     )
     if order is None:
         return steps, (h, c)
@@ -112,7 +128,7 @@ class LstmLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor, Tensor]:
         """See :func:`lstm_layer`; what backward needs is kept unless ``ctx`` is None."""
-        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, segment, rounded = inputs
+        x, weight_ih, weight_hh, bias, h_first, c_first, lengths, keep_steps, every, segment, rounded = inputs
         batch, time, _ = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
@@ -123,9 +139,10 @@ class LstmLayer(torch.autograd.Function):
         steps = None
         if keep_steps:
             # the kernel does not touch what stands past a sequence's end
-            steps = x.new_empty(time, batch, width)
-            steps[int(lengths[-1]) :] = 0
-        arguments = _arguments(x, weights, first, lengths, library.threads())
+            wanted = range((time - 1) % every, time, every)
+            steps = x.new_empty(len(wanted), batch, width)
+            steps[sum(t < int(lengths[-1]) for t in wanted) :] = 0
+        arguments = _arguments(x, weights, first, lengths, library.threads(), every)
         arguments.h_last, arguments.c_last = last[0].data_ptr(), last[1].data_ptr()
         arguments.steps = library.pointer(steps)
         kept: dict[str, Tensor] = {}
@@ -146,7 +163,7 @@ class LstmLayer(torch.autograd.Function):
         if ctx is not None:
             ctx.save_for_backward(x, *weights, *first, lengths, *kept.values())
             ctx.names, ctx.segment, ctx.threads = tuple(kept), arguments.segment, library.threads()
-            ctx.rounded = rounded
+            ctx.rounded, ctx.every = rounded, every
             ctx.set_materialize_grads(False)
         h, c = last[..., :hidden].unbind(0)
         return None if steps is None else steps[..., :hidden].transpose(0, 1), h, c
@@ -168,7 +185,7 @@ class LstmLayer(torch.autograd.Function):
         d_steps = None if d_steps is None else unit_stride(d_steps)
         d_last = [widened(part, width) for part in (d_h, d_c)]
 
-        arguments = _arguments(x, weights, [h_first, c_first], lengths, ctx.threads)
+        arguments = _arguments(x, weights, [h_first, c_first], lengths, ctx.threads, ctx.every)
         arguments.segment, arguments.rounded = ctx.segment, ctx.rounded
         for name, tensor in zip(ctx.names, kept, strict=True):
             setattr(arguments, name, tensor.data_ptr())
@@ -185,7 +202,7 @@ class LstmLayer(torch.autograd.Function):
             None if d_x is None else d_x[..., :inputs].transpose(0, 1),
             *d_weights,
             *((None, None) if d_first is None else d_first[..., :hidden].unbind(0)),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -212,13 +229,13 @@ def answer(function: str, arguments: Any, dtype: torch.dtype) -> int:
 
 
 def _arguments(
-    x: Tensor, weights: list[Tensor], first: list[Tensor | None], lengths: Tensor, threads: int
+    x: Tensor, weights: list[Tensor], first: list[Tensor | None], lengths: Tensor, threads: int, every: int
 ) -> LstmArguments:
     batch, time, inputs = x.shape
     arguments = LstmArguments(
         batch=batch, time=time, inputs=inputs, hidden=weights[1].shape[1], threads=threads, x=x.data_ptr()
     )
-    arguments.lengths = lengths.data_ptr()
+    arguments.lengths, arguments.every = lengths.data_ptr(), every
     arguments.x_batch, arguments.x_time = x.stride()[:2]
     arguments.weight_ih, arguments.weight_hh, arguments.bias = map(library.pointer, weights)
     arguments.h_first, arguments.c_first = map(library.pointer, first)

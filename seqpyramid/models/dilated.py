@@ -248,12 +248,9 @@ class DilatedRNN(SequenceModel):
         ways = min(first, time)
         x = fold(x, ways)
         counts = count_folded(lengths, ways).clamp(min=1)  # a row without a step is set to zero at the end
-        for k, (layer, dilation) in enumerate(zip(self.layers, self.dilations, strict=True)):
-            if k:
-                x, counts = subsample(x, counts, dilation // self.dilations[k - 1])
-            if k + 1 < len(self.layers):
-                x = all_states(layer, x, torch.full((x.shape[1],), len(x)), self.keeping)
-        last = last_state(layer, x, counts, self.keeping)
+        for layer, (dilation, above) in zip(self.layers, pairwise(self.dilations), strict=False):
+            x, counts = read_states(layer, x, counts, above // dilation, self.keeping)
+        last = last_state(self.layers[-1], x, counts, self.keeping)
         if first == 1:
             return last
         positions = lengths[:, None] - first + torch.arange(first)
@@ -276,12 +273,27 @@ class DilatedRNN(SequenceModel):
         return total
 
 
-def all_states(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -> Tensor:
-    """States of one layer at all steps up to ``lengths`` (B,), longest first: (T, B, F) -> (T, B, H)."""
+def read_states(
+    layer: nn.Module, x: Tensor, counts: Tensor, every: int, keeping: Keeping
+) -> tuple[Tensor, Tensor]:
+    """States of one layer that one of ``every`` times its dilation reads, as :func:`subsample` would take them."""
+    time, batch, _ = x.shape
+    lengths = torch.full((batch,), time)
+    if kernels.fused(x, *layer.parameters()) and all_full(counts, time):
+        return all_states(layer, x, lengths, keeping, every), (counts + every - 1) // every
+    return subsample(all_states(layer, x, lengths, keeping), counts, every)
+
+
+def all_states(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping, every: int = 1) -> Tensor:
+    """States of one layer at the steps up to ``lengths`` (B,), longest first: (T, B, F) -> (T, B, H).
+
+    Of ``every`` steps one is there, counted back from the last of T; more than one only the kernels leave out.
+    """
     if kernels.fused(x, *layer.parameters()):
-        steps, _ = run_kernel(layer, x, lengths, keeping, keep_steps=True)
+        steps, _ = run_kernel(layer, x, lengths, keeping, keep_steps=True, every=every)
         assert steps is not None  # they were asked for
         return steps.transpose(0, 1)
+    assert every == 1
     keeping.refuse_plain_training()
     return layer(x)[0]  # type: ignore[no-any-return]
 
@@ -295,12 +307,13 @@ def last_state(layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping) -
 
 
 def run_kernel(
-    layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping, *, keep_steps: bool
+    layer: nn.Module, x: Tensor, lengths: Tensor, keeping: Keeping, *, keep_steps: bool, every: int = 1
 ) -> tuple[Tensor | None, Tensor]:
     """Run one layer by its kernel: (T, B, F) -> (B, T, H), zero past ``lengths``, or None; and the last (B, H)."""
+    x = x.transpose(0, 1)
     if isinstance(layer, ResetBeforeGRU):
-        return layer.run_kernel(x.transpose(0, 1), lengths, keep_steps=keep_steps, segment=keeping.segment)
-    run = run_fused(layer, x.transpose(0, 1), lengths, None, keep_steps=keep_steps, keeping=keeping)
+        return layer.run_kernel(x, lengths, keep_steps=keep_steps, every=every, segment=keeping.segment)
+    run = run_fused(layer, x, lengths, None, keep_steps=keep_steps, every=every, keeping=keeping)
     return run.steps, run.last
 
 
@@ -354,12 +367,14 @@ class ResetBeforeGRU(nn.Module):
         return torch.stack(states), h
 
     def run_kernel(
-        self, x: Tensor, lengths: Tensor, *, keep_steps: bool, segment: Segment
+        self, x: Tensor, lengths: Tensor, *, keep_steps: bool, every: int, segment: Segment
     ) -> tuple[Tensor | None, Tensor]:
         """As :func:`~seqpyramid.kernels.gru.reset_before_gru_layer` with these weights."""
         bias = self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
         weights = (self.weight_ih, self.weight_gates, self.weight_candidate)
-        return reset_before_gru_layer(x, *weights, bias, lengths, keep_steps=keep_steps, segment=segment)
+        return reset_before_gru_layer(
+            x, *weights, bias, lengths, keep_steps=keep_steps, every=every, segment=segment
+        )
 
     def step(self, gate: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
         """Advance h (B, H) by one step from projected inputs (B, 2 H) and (B, H)."""

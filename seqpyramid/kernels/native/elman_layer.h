@@ -34,7 +34,8 @@ extern "C" struct StateLayerArguments {
   int64_t segment;                           // steps of a segment; 0: nothing is recomputed
   int64_t* answer;                           // out, of <name>_segment
   void* starts;                              // (segments but the first, B, P), h, or none
-  const void* d_steps;                       // (B, T, H), units side by side, or none
+  int64_t every;                             // of so many steps one has a gradient, counted back from the last, T' of them
+  const void* d_steps;                       // (B, T', H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void* d_h_last;                      // (B, P), or none
   void* d_x;                                 // (T, B, padded F), zeroed, or none
@@ -439,8 +440,8 @@ void layer_backward(const StateLayerArguments& a) {
     // Step t, of a segment that starts at `from`.
     const auto back = [&](long t, long from) {
       const long rows = slice.active(t);
-      if (a.d_steps) {
-        const T* d_steps = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t * a.d_steps_time;
+      if (a.d_steps && (a.time - 1 - t) % a.every == 0) {
+        const T* d_steps = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t / a.every * a.d_steps_time;
         add_rows<T>(rows, {d_steps, a.d_steps_batch}, dh, a.hidden);
       }
       const bool further = t > 0 || a.d_h_first;

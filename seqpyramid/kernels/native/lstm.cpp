@@ -28,13 +28,14 @@ extern "C" struct LstmArguments {
   const void *weight_ih, *weight_hh, *bias;    // as torch has them
   const void *h_first, *c_first;               // (B, P), or none: zeros
   void *h_last, *c_last;                       // (B, P)
-  void* steps;                                 // (T, B, P), h of every step, or none
+  void* steps;                                 // (T', B, P), h of the steps that are wanted, or none
+  int64_t every;                               // of so many steps one is wanted, counted back from the last; T' they are
   void *cells, *gates;                         // (T, B, P), (T, B, gates' width): to go back, or none
   int64_t rounded;                             // gates are kept in 16 bits (kept_gates.h)
   int64_t segment;                             // steps of a segment; 0: nothing is recomputed
   int64_t* answer;                             // out, of lstm_segment
   void* starts;                                // (segments but the first, h and c, B, P), or none
-  const void* d_steps;                         // (B, T, H), units side by side, or none
+  const void* d_steps;                         // (B, T', H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void *d_h_last, *d_c_last;             // (B, P), or none
   void *d_x;                                   // (T, B, padded F), zeroed, or none
@@ -45,6 +46,8 @@ extern "C" struct LstmArguments {
 namespace {
 
 constexpr int64_t MOST_SUMS = 64;  // of weights' gradients, before they are added up
+
+bool is_wanted(const LstmArguments& a, long t) { return (a.time - 1 - t) % a.every == 0; }
 
 template <class T>
 Rows<const T> inputs_at(const LstmArguments& a, long row, long t) {
@@ -108,7 +111,7 @@ void lstm_forward(const LstmArguments& a) {
                          static_cast<const T*>(a.bias), a.inputs, a.hidden, a.batch);
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
-  const Buffer<T> turns(a.steps ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
+  const Buffer<T> turns(a.steps && a.every == 1 ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
   Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, P, w.gates_width(), {B}};
   if (!a.cells) kept.cells = cell.data(), kept.place.steps = 1;
   std::vector<LstmWork<T>> work;
@@ -118,10 +121,10 @@ void lstm_forward(const LstmArguments& a) {
     const Slice& slice = slices[size_t(piece)];
     const long first = slice.first;
     const Rows<T> h_last = rows_of<T>(a.h_last, first, P), c_last = rows_of<T>(a.c_last, first, P);
-    // Without an output a step, h takes turns between two buffers.
+    // What nobody wants takes turns between two buffers.
     const auto new_h = [&](long t) {
-      return a.steps ? rows_of<T>(a.steps, t * B + first, P)
-                     : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
+      return a.steps && is_wanted(a, t) ? rows_of<T>(a.steps, t / a.every * B + first, P)
+                                        : Rows<T>{turns.data() + (t % 2 * B + first) * P, P};
     };
     const auto ended = [&](long running, long rows, Rows<T> h, Rows<T> c) {
       copy_rows<T>(running, rows, h, h_last, P);
@@ -202,8 +205,8 @@ void lstm_backward(const LstmArguments& a) {
         lstm_recall<T>(w, rows, kept.gates_of(t - 1, first), kept.c(t - 1, first), s_before, h_before);
         h = h_before, c = kept.c(t - 1, first);
       }
-      if (a.d_steps) {
-        const T* d = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t * a.d_steps_time;
+      if (a.d_steps && is_wanted(a, t)) {
+        const T* d = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t / a.every * a.d_steps_time;
         for (long row = 0; row < rows; ++row)
           for (long u = 0; u < a.hidden; u += V)
             store(dh.at(row, u), load(dh.at(row, u)) + load_first(d + row * a.d_steps_batch + u, a.hidden - u));
