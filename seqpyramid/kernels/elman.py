@@ -32,6 +32,7 @@ from seqpyramid.kernels.lstm import (
     run,
     segment_length,
     unit_stride,
+    up_to_ends,
     widened,
 )
 
@@ -159,9 +160,7 @@ class StateLayer(torch.autograd.Function):
         elif ctx is not None:
             planes = x.new_empty(time, batch, kernel.planes * width)
         if keep_steps or planes is not None:
-            # the kernel does not touch what stands past a sequence's end
-            full = int(lengths[-1]) == time or not keep_steps
-            steps = x.new_empty(time, batch, width) if full else x.new_zeros(time, batch, width)
+            steps = up_to_ends(x, lengths, width)
         arguments.h_last = h_last.data_ptr()
         arguments.steps, arguments.planes, arguments.starts = map(library.pointer, (steps, planes, starts))
         library.call(f"{kernel.name}_forward", x.dtype, arguments)
@@ -180,12 +179,12 @@ class StateLayer(torch.autograd.Function):
         """Return the gradients of x, U, W, b and the first h."""
         refuse_second_derivatives()
         x, weight_ih, weight_hh, bias, h_first, lengths, *kept = ctx.saved_tensors
-        batch, time, inputs = x.shape
+        batch, _, inputs = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
         weights = [weight_ih, weight_hh, bias]
         d_weights = [torch.zeros_like(weight) for weight in weights]
-        d_x = x.new_zeros(time, batch, padded(inputs, x.dtype)) if ctx.needs_input_grad[1] else None
+        d_x = up_to_ends(x, lengths, padded(inputs, x.dtype)) if ctx.needs_input_grad[1] else None
         d_first = None if h_first is None else x.new_empty(batch, width)
         d_steps = None if d_steps is None else unit_stride(d_steps)
         d_last = widened(d_h, width)

@@ -136,12 +136,7 @@ class LstmLayer(torch.autograd.Function):
         weights = [weight_ih.contiguous(), weight_hh.contiguous(), bias.contiguous()]
         first = [widened(part, width) for part in (h_first, c_first)]
         last = x.new_empty(2, batch, width)
-        steps = None
-        if keep_steps:
-            # the kernel does not touch what stands past a sequence's end
-            wanted = range((time - 1) % every, time, every)
-            steps = x.new_empty(len(wanted), batch, width)
-            steps[sum(t < int(lengths[-1]) for t in wanted) :] = 0
+        steps = up_to_ends(x, lengths, width, every) if keep_steps else None
         arguments = _arguments(x, weights, first, lengths, library.threads(), every)
         arguments.h_last, arguments.c_last = last[0].data_ptr(), last[1].data_ptr()
         arguments.steps = library.pointer(steps)
@@ -175,12 +170,12 @@ class LstmLayer(torch.autograd.Function):
         """Return the gradients of x, U, W, b and the first h and c."""
         refuse_second_derivatives()
         x, weight_ih, weight_hh, bias, h_first, c_first, lengths, *kept = ctx.saved_tensors
-        batch, time, inputs = x.shape
+        batch, _, inputs = x.shape
         hidden = weight_hh.shape[1]
         width = padded(hidden, x.dtype)
         weights = [weight_ih, weight_hh, bias]
         d_weights = [torch.zeros_like(weight) for weight in weights]
-        d_x = x.new_zeros(time, batch, padded(inputs, x.dtype)) if ctx.needs_input_grad[0] else None
+        d_x = up_to_ends(x, lengths, padded(inputs, x.dtype)) if ctx.needs_input_grad[0] else None
         d_first = None if h_first is None else x.new_empty(2, batch, width)
         d_steps = None if d_steps is None else unit_stride(d_steps)
         d_last = [widened(part, width) for part in (d_h, d_c)]
@@ -204,6 +199,15 @@ class LstmLayer(torch.autograd.Function):
             *((None, None) if d_first is None else d_first[..., :hidden].unbind(0)),
             *[None] * 5,
         )
+
+
+def up_to_ends(x: Tensor, lengths: Tensor, width: int, every: int = 1) -> Tensor:
+    """Memory (ceil(T / every), B, width) that a kernel fills up to each row's end; past the shortest one it is 0."""
+    batch, time, _ = x.shape
+    first, shortest = (time - 1) % every, int(lengths[-1])
+    room = x.new_empty(len(range(first, time, every)), batch, width)
+    room[len(range(first, shortest, every)) :] = 0
+    return room
 
 
 def new_gates(x: Tensor, time: int, batch: int, hidden: int, *, rounded: bool) -> Tensor:

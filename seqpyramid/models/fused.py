@@ -95,8 +95,9 @@ def run_fused(
 ) -> LayerRun:
     """Run one layer by its kernel, over no padding; the state is as torch's layers return it.
 
-    Of ``every`` steps one is kept, counted back from the last of T. Gates in 16 bits are for LSTM layers only. An Elman layer whose steps are all wanted runs none of them again: they
-    are all that its backward pass reads, and their reader holds them anyway.
+    Of ``every`` steps one is kept, counted back from the last of T. Gates in 16 bits are for LSTM layers only. An Elman
+    layer whose steps are wanted runs none of them again: they are all that its backward pass reads, and their reader
+    holds them anyway.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
     if isinstance(layer, nn.LSTM):

@@ -38,7 +38,7 @@ extern "C" struct StateLayerArguments {
   const void* d_steps;                       // (B, T', H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void* d_h_last;                      // (B, P), or none
-  void* d_x;                                 // (T, B, padded F), zeroed, or none
+  void* d_x;                                 // (T, B, padded F), written up to each row's end, or none
   void *d_weight_ih, *d_weight_hh, *d_bias;  // zeroed
   void* d_h_first;                           // (B, P), or none where there was no first state
 };
@@ -446,12 +446,13 @@ void layer_backward(const StateLayerArguments& a) {
       }
       const bool further = t > 0 || a.d_h_first;
       const Rows<const T> h_before = t > from ? kept.h(t - 1, first) : h_start<T>(a, from, first);
+      const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, PF);
+      if (d_x) clear_rows(rows, d_x, PF);
       const StepsAhead apart = kept.apart();
       const StepsAhead ahead{t - 2 < from ? 0 : -2 * apart.planes, t - 3 < from ? 0 : -2 * apart.h};
       Cell::template backward<T>(w,
                                  {rows, inputs_at<T>(a, first, t), h_before, kept.planes(t, first), kept.h(t, first),
-                                  dh, further ? dh_before : Rows<T>{}, rows_of<T>(a.d_x, t * B + first, PF), scratch,
-                                  ahead},
+                                  dh, further ? dh_before : Rows<T>{}, d_x, scratch, ahead},
                                  sum, room.work);
       std::swap(dh, dh_before);
     };

@@ -38,7 +38,7 @@ extern "C" struct LstmArguments {
   const void* d_steps;                         // (B, T', H), units side by side, or none
   int64_t d_steps_batch, d_steps_time;
   const void *d_h_last, *d_c_last;             // (B, P), or none
-  void *d_x;                                   // (T, B, padded F), zeroed, or none
+  void *d_x;                                   // (T, B, padded F), written up to each row's end, or none
   void *d_weight_ih, *d_weight_hh, *d_bias;    // zeroed
   void *d_h_first, *d_c_first;                 // (B, P), or none where there was no first state
 };
@@ -212,9 +212,9 @@ void lstm_backward(const LstmArguments& a) {
             store(dh.at(row, u), load(dh.at(row, u)) + load_first(d + row * a.d_steps_batch + u, a.hidden - u));
       }
       const bool further = t > 0 || a.d_h_first;
-      if (further)
-        for (long row = 0; row < rows; ++row) std::fill_n(dh_before.at(row), P, T(0));
+      if (further) clear_rows(rows, dh_before, P);
       const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, transposed.inputs_width);
+      if (d_x) clear_rows(rows, d_x, transposed.inputs_width);
       lstm_step_backward<T>(w, transposed, rows, inputs_at<T>(a, first, t), h, c, kept.gates_of(t, first), s, dh, dc,
                             further ? dh_before : Rows<T>{}, d_x, sum, work, ahead(t, from));
       std::swap(dh, dh_before);

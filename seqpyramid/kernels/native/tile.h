@@ -69,6 +69,11 @@ Rows<T> rows_of(void* data, long row, long stride) {
 }
 
 template <class T>
+void clear_rows(long rows, Rows<T> to, long width) {
+  for (long row = 0; row < rows; ++row) std::fill_n(to.at(row), width, T(0));
+}
+
+template <class T>
 void copy_rows(long first, long last, Rows<const T> from, Rows<T> to, long width) {
   for (long row = first; row < last; ++row) std::copy_n(from.at(row), width, to.at(row));
 }
