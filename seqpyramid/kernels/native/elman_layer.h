@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "interface.h"
+#include "layer_steps.h"
 #include "parallel.h"
 #include "segments.h"
 #include "tile.h"
@@ -293,13 +294,6 @@ struct VectorCell {
   using Work = NoWork<T>;
 };
 
-constexpr int64_t MOST_STATE_SUMS = 64;  // of weights' gradients, before they are added up
-
-template <class T>
-Rows<const T> inputs_at(const StateLayerArguments& a, long row, long t) {
-  return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
-}
-
 // Where h and the planes of steps lie: of all, of one segment in the rows of a slice, or the newest h alone.
 template <class T>
 struct KeptStates {
@@ -342,9 +336,9 @@ Rows<const T> h_start(const StateLayerArguments& a, long t, long row) {
 //   forward(Weights, StepForward, Work), backward(Weights, StepBackward, Gradients, Work)
 
 // Run a slice from one step, where a segment starts, to another. h_last gets h of rows after their last step, if it has
-// data.
+// data. Both passes call it, and a cell need not be compiled for each.
 template <class Cell, class T>
-void run_steps(const StateLayerArguments& a, const typename Cell::template Weights<T>& w, const Slice& slice, long from,
+__attribute__((noinline)) void run_steps(const StateLayerArguments& a, const typename Cell::template Weights<T>& w, const Slice& slice, long from,
                long to, const KeptStates<T>& kept, Rows<T> h_last, Rows<T> scratch,
                typename Cell::template Work<T>& work) {
   const long first = slice.first;
@@ -404,14 +398,6 @@ void layer_segment(const StateLayerArguments& a) {
   *a.answer = best_segment(a.lengths[0], a.batch, rooms * most_rows(slices) * (1 + Cell::PLANES));
 }
 
-// h (n, P) += from (n, H)
-template <class T>
-void add_rows(long rows, Rows<const T> from, Rows<T> h, long hidden) {
-  for (long row = 0; row < rows; ++row)
-    for (long u = 0; u < hidden; u += LANES<T>)
-      store(h.at(row, u), load(h.at(row, u)) + load_first(from.at(row, u), hidden - u));
-}
-
 template <class T, class Cell>
 void layer_backward(const StateLayerArguments& a) {
   using Gradients = typename Cell::template Gradients<T>;
@@ -420,7 +406,7 @@ void layer_backward(const StateLayerArguments& a) {
   const long P = w.width, PF = padded<T>(a.inputs), B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   // Many short slices share a sum, each group on one thread and in order: adding them up costs as much as some steps.
-  const int64_t count = int64_t(slices.size()), groups = std::min(count, std::max(MOST_STATE_SUMS, a.threads));
+  const int64_t count = int64_t(slices.size()), groups = std::min(count, std::max(MOST_SUMS, a.threads));
   std::vector<Gradients> sums;
   for (long group = 0; group < groups; ++group) sums.emplace_back(w);
   const Buffer<T> states(size_t(2) * B * P), space(size_t(Cell::SCRATCH) * B * P);
@@ -440,10 +426,7 @@ void layer_backward(const StateLayerArguments& a) {
     // Step t, of a segment that starts at `from`.
     const auto back = [&](long t, long from) {
       const long rows = slice.active(t);
-      if (a.d_steps && (a.time - 1 - t) % a.every == 0) {
-        const T* d_steps = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t / a.every * a.d_steps_time;
-        add_rows<T>(rows, {d_steps, a.d_steps_batch}, dh, a.hidden);
-      }
+      add_step_gradients<T>(a, t, first, rows, dh);
       const bool further = t > 0 || a.d_h_first;
       const Rows<const T> h_before = t > from ? kept.h(t - 1, first) : h_start<T>(a, from, first);
       const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, PF);

@@ -74,7 +74,8 @@ struct Backward : Worker<T> {
 
   explicit Backward(const Problem<T>& p)
       : Worker<T>(p, Kept<T>(p)), d_h(this->states()), d_c(this->states()), h_before(this->states()),
-        c_before(this->states()), d_z(size_t(SLICE_ROWS * L)), d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS), d_x_z(SLICE_ROWS) {
+        c_before(this->states()), d_z(size_t(SLICE_ROWS * L)), d_gates(size_t(SLICE_ROWS * SUMS)), choices(SLICE_ROWS),
+        d_x_z(SLICE_ROWS) {
     for (const Weights<T>& w : problem.weights) {
       d_X.emplace_back(size_t(SLICE_ROWS * w.stride));
       sums.emplace_back(w);
@@ -165,8 +166,9 @@ struct Backward : Worker<T> {
     if (t > 0) {
       copy(h_before[l].data(), start_of<T>(call, layer, t, 0, first, stride), count * stride);
       copy(c_before[l].data(), start_of<T>(call, layer, t, 1, first, stride), count * stride);
+      return;
     }
-    for (long row = 0; t == 0 && row < count; ++row) {
+    for (long row = 0; row < count; ++row) {
       copy(h_before[l].data() + row * stride, at_step<T const>(call, layer.first_h, 0, first + row, H), H);
       copy(c_before[l].data() + row * stride, at_step<T const>(call, layer.first_c, 0, first + row, H), H);
     }

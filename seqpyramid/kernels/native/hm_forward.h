@@ -116,7 +116,7 @@ struct Forward : Worker<T> {
   explicit Forward(const Problem<T>& p) : Forward(p, Kept<T>(p)) {
     if (!p.output) return;
     reader.emplace(*p.output, call.read, SLICE_ROWS, false);
-    outputs = Buffer<T>(size_t(SLICE_ROWS * p.outputs));
+    if (!kept.outputs) outputs = Buffer<T>(size_t(SLICE_ROWS * p.outputs));
   }
 
   // One that makes steps again, for the backward pass.

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "interface.h"
+#include "layer_steps.h"
 #include "lstm_cell.h"
 #include "parallel.h"
 #include "segments.h"
@@ -44,15 +45,6 @@ extern "C" struct LstmArguments {
 };
 
 namespace {
-
-constexpr int64_t MOST_SUMS = 64;  // of weights' gradients, before they are added up
-
-bool is_wanted(const LstmArguments& a, long t) { return (a.time - 1 - t) % a.every == 0; }
-
-template <class T>
-Rows<const T> inputs_at(const LstmArguments& a, long row, long t) {
-  return {static_cast<const T*>(a.x) + row * a.x_batch + t * a.x_time, a.x_batch};
-}
 
 // Where c and the gates of steps lie: of all, of one segment in the rows of a slice, or the newest c alone.
 template <class T>
@@ -161,7 +153,7 @@ void lstm_backward(const LstmArguments& a) {
   const auto* weight_hh = static_cast<const T*>(a.weight_hh);
   const LstmWeights<T> w(weight_ih, weight_hh, static_cast<const T*>(a.bias), a.inputs, a.hidden, a.batch);
   const LstmTransposed<T> transposed(weight_ih, weight_hh, a.inputs, a.hidden, a.d_x != nullptr, a.batch);
-  const long P = w.width, B = a.batch, V = LANES<T>;
+  const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   // Many short slices share a sum, each group on one thread and in order: adding them up costs as much as some steps.
   const int64_t count = int64_t(slices.size()), groups = std::min(count, std::max(MOST_SUMS, a.threads));
@@ -205,12 +197,7 @@ void lstm_backward(const LstmArguments& a) {
         lstm_recall<T>(w, rows, kept.gates_of(t - 1, first), kept.c(t - 1, first), s_before, h_before);
         h = h_before, c = kept.c(t - 1, first);
       }
-      if (a.d_steps && is_wanted(a, t)) {
-        const T* d = static_cast<const T*>(a.d_steps) + first * a.d_steps_batch + t / a.every * a.d_steps_time;
-        for (long row = 0; row < rows; ++row)
-          for (long u = 0; u < a.hidden; u += V)
-            store(dh.at(row, u), load(dh.at(row, u)) + load_first(d + row * a.d_steps_batch + u, a.hidden - u));
-      }
+      add_step_gradients<T>(a, t, first, rows, dh);
       const bool further = t > 0 || a.d_h_first;
       if (further) clear_rows(rows, dh_before, P);
       const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, transposed.inputs_width);

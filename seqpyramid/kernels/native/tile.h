@@ -73,6 +73,14 @@ void clear_rows(long rows, Rows<T> to, long width) {
   for (long row = 0; row < rows; ++row) std::fill_n(to.at(row), width, T(0));
 }
 
+// to (n, padded width) += from (n, width)
+template <class T>
+void add_rows(long rows, Rows<const T> from, Rows<T> to, long width) {
+  for (long row = 0; row < rows; ++row)
+    for (long u = 0; u < width; u += LANES<T>)
+      store(to.at(row, u), load(to.at(row, u)) + load_first(from.at(row, u), width - u));
+}
+
 template <class T>
 void copy_rows(long first, long last, Rows<const T> from, Rows<T> to, long width) {
   for (long row = first; row < last; ++row) std::copy_n(from.at(row), width, to.at(row));

@@ -285,10 +285,8 @@ class BackwardSlice {
 
   void add_emitted(long position, long first, long last) {
     const T* d = static_cast<const T*>(a_.d_emitted) + origin_ * a_.d_emitted_batch + position * a_.d_emitted_time;
-    for (long row = first; row < last; ++row)
-      for (long u = 0; u < a_.hidden; u += LANES<T>)
-        store(d_node_.at(row, u),
-              load(d_node_.at(row, u)) + load_first(d + row * a_.d_emitted_batch + u, a_.hidden - u));
+    const Rows<const T> emitted{d, a_.d_emitted_batch};
+    add_rows<T>(last - first, emitted.from(first), d_node_.from(first), a_.hidden);
   }
 
   void add(Rows<T> sum, Rows<const T> more, long rows) const {
