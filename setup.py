@@ -1,11 +1,13 @@
 """Compile the C++ kernels while the package is built; everything else stands in pyproject.toml.
 
-Each source is compiled once for every level of the architecture, since the vectors' width follows the level. Where a
-compiler is missing or fails, the package is built without kernels and runs without them.
+Each source is compiled once a level of the architecture, since the vectors' width follows the level: for the levels
+that this processor runs, or those that SEQPYRAMID_LEVELS names ("all", or some with commas between), as for a wheel
+that others will install. Where a compiler is missing or fails, the package is built without kernels and runs without.
 """
 
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -25,16 +27,14 @@ FLAGS = (
 )
 QUIET = "-Wall -Wextra -Wno-psabi -Wno-ignored-attributes -Wno-unknown-pragmas -Wno-unknown-warning-option"
 
-LEVELS = {
-    "x86_64": {
-        "x86_64_v4": "-march=x86-64-v4 -mprefer-vector-width=512",
-        "x86_64_v3": "-march=x86-64-v3",
-        "x86_64": "-march=x86-64 -O2",  # of processors so old that the time to compile counts for more
-    },
+LEVEL_FLAGS = {
+    "x86_64_v4": "-march=x86-64-v4 -mprefer-vector-width=512",
+    "x86_64_v3": "-march=x86-64-v3",
+    "x86_64": "-march=x86-64 -O2",  # of processors so old that the time to compile counts for more
     # GCC's scheduler brings factors forward until a tile's sums no longer fit the registers; Clang has no such flag.
-    "aarch64": {"aarch64": "-fno-schedule-insns -Wno-ignored-optimization-argument"},
+    "aarch64": "-fno-schedule-insns -Wno-ignored-optimization-argument",
 }
-"""Architecture -> level -> the compiler's flags; seqpyramid/kernels/library.py knows the same levels."""
+"""Level (seqpyramid/kernels/levels.py) -> the compiler's flags."""
 
 IF_KNOWN = {"x86_64_v4": "-mamx-tile -mamx-bf16"}
 """More flags of a level where the compiler knows them; the library asks the processor before it makes use of them."""
@@ -45,14 +45,16 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         folder = (ROOT if self.inplace else Path(self.build_lib)) / NATIVE
-        machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-        levels = LEVELS.get(machine, {})
+        levels = wanted_levels(os.environ.get("SEQPYRAMID_LEVELS", ""))
         compiler = find_compiler()
         if compiler is None or not levels:
-            reason = "no C++ compiler found" if levels else f"no kernels for {machine}"
+            reason = "no C++ compiler found" if levels else f"no kernels for {platform.machine()}"
             print(f"seqpyramid: {reason}; recurrences will run in torch's operations", file=sys.stderr)
             return
         folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob("kernels_*.so"):
+            if earlier.stem.removeprefix("kernels_") not in levels:
+                earlier.unlink()  # of other sources, perhaps: it would be found stale
         failures = build(compiler, levels, folder, Path(self.build_temp))
         for level, failure in failures.items():
             print(f"seqpyramid: kernels for {level} not built\n{failure}", file=sys.stderr)
@@ -74,6 +76,23 @@ class PlainPythonWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def wanted_levels(named: str) -> list[str]:
+    """Levels to build, by what the environment names."""
+    levels = runpy.run_path(str(ROOT / "seqpyramid/kernels/levels.py"))
+    known: list[str] = levels["known_levels"](platform.machine())
+    if named == "all":
+        return known
+    worth: list[str] = levels["worth_building"](levels["levels_here"]())
+    if not named:
+        return worth
+    chosen = [level.strip() for level in named.split(",")]
+    if not set(chosen) <= set(known):
+        raise SystemExit(
+            f"seqpyramid: SEQPYRAMID_LEVELS is {named!r}; say all, or some of {', '.join(known)}"
+        )
+    return chosen
+
+
 def find_compiler() -> list[str] | None:
     """The command in CXX, else the first usual one that is installed."""
     if os.environ.get("CXX"):
@@ -81,16 +100,15 @@ def find_compiler() -> list[str] | None:
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
-def build(compiler: list[str], levels: dict[str, str], folder: Path, temporary: Path) -> dict[str, str]:
-    """Compile every source for every level, then link one library a level; what went wrong, by level."""
+def build(compiler: list[str], levels: list[str], folder: Path, temporary: Path) -> dict[str, str]:
+    """Compile every source for some levels, then link one library a level; what went wrong, by level."""
     sources = sorted((ROOT / NATIVE).glob("*.cpp"))
-
     more = {level: flags for level, flags in IF_KNOWN.items() if level in levels and knows(compiler, flags)}
 
     def compile_one(level: str, source: Path) -> Path:
         target = temporary / level / f"{source.stem}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
-        flags = f"{FLAGS} {QUIET} {levels[level]} {more.get(level, '')}".split()
+        flags = f"{FLAGS} {QUIET} {LEVEL_FLAGS[level]} {more.get(level, '')}".split()
         run([*compiler, *flags, "-c", str(source), "-o", str(target)])
         return target
 

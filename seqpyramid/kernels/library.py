@@ -1,14 +1,13 @@
 """The compiled kernels: finding, loading and calling them.
 
-The C++ sources in ``native`` are compiled once for each level of the architecture, into libraries that lie beside
-them; the best one that this processor can run is loaded with ctypes. Nothing in them knows of Python or torch: they
-get pointers and sizes in one structure a call.
+The C++ sources in ``native`` are compiled once a level of the architecture (``levels.py``), into libraries that lie
+beside them; the best one that this processor can run is loaded with ctypes. Nothing in them knows of Python or torch:
+they get pointers and sizes in one structure a call.
 
 Without a library, for want of a compiler when the package was installed, everything runs on its plain twin.
 """
 
 import ctypes
-import platform
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -18,20 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from seqpyramid.kernels.levels import levels_here
+
 FOLDER = Path(__file__).parent / "native"
-
-LEVELS: dict[str, dict[str, frozenset[str]]] = {
-    "x86_64": {
-        "x86_64_v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}),
-        "x86_64_v3": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
-        "x86_64": frozenset(),
-    },
-    "aarch64": {"aarch64": frozenset()},
-}
-"""Architecture -> levels, the best first -> flags of the processor that the level needs."""
-
-NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
-"""What other systems call the same architectures."""
 
 SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 """The dtypes that there are kernels for."""
@@ -57,25 +45,6 @@ def library_file(level: str, folder: Path = FOLDER) -> Path:
     return folder / f"kernels_{level}.so"
 
 
-def runnable_levels(flags: frozenset[str], machine: str) -> list[str]:
-    """Levels that a processor with some flags can run, the best first.
-
-    >>> runnable_levels(frozenset(), "x86_64"), runnable_levels(frozenset(), "riscv64")
-    (['x86_64'], [])
-    """
-    levels = LEVELS.get(NAMES.get(machine, machine), {})
-    return [level for level, needed in levels.items() if needed <= flags]
-
-
-def processor_flags(description: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What the processor says it can do; empty where the system does not tell."""
-    try:
-        lines = description.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
-
-
 def open_library(path: Path) -> ctypes.CDLL:
     """Load one library, and let it use AMX where the processor and the system have it.
 
@@ -93,12 +62,20 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 @cache
 def load(folder: Path = FOLDER) -> ctypes.CDLL | None:
-    """Load the best library that runs here; None, after one notice, where there is none."""
-    for level in runnable_levels(processor_flags(), platform.machine()):
+    """Load the best library that runs here, with one notice where there is none, or a better one might be had."""
+    levels = levels_here()
+    for level in levels:
         try:
-            return open_library(library_file(level, folder))
+            library = open_library(library_file(level, folder))
         except OSError:
             continue
+        if level != levels[0]:
+            print(
+                f"seqpyramid: the compiled kernels here are for {level}; this processor runs {levels[0]}, so "
+                "installing again on it, or with SEQPYRAMID_LEVELS=all set, gives faster ones",
+                file=sys.stderr,
+            )
+        return library
     print(
         "seqpyramid: no compiled kernels here, so recurrences run in torch's operations, several times slower; "
         "installing again with a C++ compiler at hand builds them",

@@ -1,7 +1,6 @@
 """What the kernels' tests share: a skip where nothing is compiled, threads, and a comparison with the plain twin."""
 
 import ast
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,11 @@ from torch import Tensor
 
 from seqpyramid import kernels
 from seqpyramid.kernels import library
+from seqpyramid.kernels.levels import levels_here
 from seqpyramid.kernels.lstm import Segment
 from tests.conftest import REPOSITORY
 
-LEVELS = [
-    level
-    for level in library.runnable_levels(library.processor_flags(), platform.machine())
-    if library.library_file(level).exists()
-]
+LEVELS = [level for level in levels_here() if library.library_file(level).exists()]
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 WITH_TILES = "x86_64_v4 with AMX"
 """The widest level where the processor has tiles; elsewhere emulated in plain C++ (``emulated/immintrin.h``)."""
@@ -54,16 +50,14 @@ def from_setup(name: str) -> Any:
 
 
 FIRST_AND_LAST = list(dict.fromkeys((LEVELS or ["none"])[k] for k in (0, -1)))
-"""The widest level that runs here, and the one that runs everywhere."""
+"""The widest level that was built and runs here, and the narrowest."""
 
 
 def level_flags(level: str) -> list[str]:
     """What setup.py compiles a level with; that with tiles is emulated."""
     if level == WITH_TILES:
         return [*level_flags("x86_64_v3"), *EMULATION]
-    levels: dict[str, dict[str, str]] = from_setup("LEVELS")
-    more = from_setup("IF_KNOWN").get(level, "")
-    return next((f"{known[level]} {more}".split() for known in levels.values() if level in known), [])
+    return " ".join(from_setup(flags).get(level, "") for flags in ("LEVEL_FLAGS", "IF_KNOWN")).split()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from seqpyramid.kernels import library
-from tests.kernels import from_setup
+from seqpyramid.kernels.levels import known_levels
+from tests.kernels import from_setup, level_flags
 
 COMPILERS = {
     "clang++": ("x86_64", ["clang++", "--target=x86_64-linux-gnu"]),
@@ -32,7 +33,7 @@ def test_sources_compile_without_a_warning(name: str, tmp_path: Path) -> None:
     if not shutil.which(compiler[0]) or check([*compiler, "-std=c++17"], probe).returncode:
         pytest.skip("no such compiler, or no headers for what it compiles for")
     sources = sorted(library.FOLDER.glob("*.cpp"))
-    flags = next(iter(from_setup("LEVELS")[architecture].values()))
+    flags = " ".join(level_flags(known_levels(architecture)[0]))
     command = [*compiler, *f"{from_setup('FLAGS')} {from_setup('QUIET')} {flags} -Werror".split()]
     assert sources
     with ThreadPoolExecutor() as pool:

@@ -13,7 +13,7 @@ from seqpyramid import kernels
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import library
 from seqpyramid.kernels.lstm import LstmArguments
-from tests.kernels import COMPILER, EVERY_LEVEL, LEVELS, from_setup, level_flags, needs_kernels, running
+from tests.kernels import COMPILER, EVERY_LEVEL, LEVELS, level_flags, needs_kernels, running
 
 X = torch.zeros(1)
 
@@ -22,21 +22,6 @@ def without_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     library.load.cache_clear()
     found = library.load.__wrapped__
     monkeypatch.setattr(library, "load", lambda: found(folder))
-
-
-def test_the_best_level_that_runs_comes_first() -> None:
-    assert library.runnable_levels(frozenset(["avx2"]), "x86_64") == ["x86_64"]
-    everything = frozenset().union(*library.LEVELS["x86_64"].values())
-    assert library.runnable_levels(everything, "AMD64") == ["x86_64_v4", "x86_64_v3", "x86_64"]
-    assert library.runnable_levels(everything - {"avx512vl"}, "x86_64") == ["x86_64_v3", "x86_64"]
-    assert library.runnable_levels(frozenset(), "arm64") == ["aarch64"]
-
-
-def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
-    description = tmp_path / "cpuinfo"
-    description.write_text("model name\t: x\nflags\t\t: fpu avx2 fma\n\nflags\t\t: fpu\n", encoding="utf-8")
-    assert {"avx2", "fma", "fpu"} <= library.processor_flags(description)
-    assert library.processor_flags(tmp_path / "none") == frozenset()
 
 
 def test_one_notice_where_nothing_is_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,13 +76,6 @@ def test_a_library_of_other_sources_is_refused() -> None:
         library.call("lstm_forward", torch.float32, Shorter())
     with pytest.raises(library.StaleLibraryError):
         library.call("no_such_kernel", torch.float32, LstmArguments())
-
-
-def test_setup_compiles_the_levels_that_are_looked_for() -> None:
-    built = from_setup("LEVELS")
-    assert {machine: list(levels) for machine, levels in built.items()} == {
-        machine: list(levels) for machine, levels in library.LEVELS.items()
-    }
 
 
 ACCURACY = r"""

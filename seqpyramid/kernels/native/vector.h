@@ -12,8 +12,8 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>  // a tenth of the time that a file takes to compile: AVX2 does without
 #endif
 
 #if defined(__AVX512F__)
@@ -100,25 +100,21 @@ SEQPYRAMID_INLINE typename VectorTypes<T>::bits bits_of(Vector<T> v) {
 // The greater and the lesser of two, lane by lane; of two numbers with a NaN among them, the second.
 template <class T>
 SEQPYRAMID_INLINE Vector<T> greater(Vector<T> a, Vector<T> b) {
-  if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
-    return _mm512_maskz_max_ps(0xffff, a, b);
+  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_max_ps(0xffff, a, b);
 #elif defined(__AVX2__)
-    return _mm256_max_ps(a, b);
+  if constexpr (std::is_same_v<T, float>) return __builtin_ia32_maxps256(a, b);
 #endif
-  }
   return a > b ? a : b;
 }
 
 template <class T>
 SEQPYRAMID_INLINE Vector<T> lesser(Vector<T> a, Vector<T> b) {
-  if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
-    return _mm512_maskz_min_ps(0xffff, a, b);
+  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_min_ps(0xffff, a, b);
 #elif defined(__AVX2__)
-    return _mm256_min_ps(a, b);
+  if constexpr (std::is_same_v<T, float>) return __builtin_ia32_minps256(a, b);
 #endif
-  }
   return a < b ? a : b;
 }
 
