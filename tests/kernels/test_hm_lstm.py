@@ -1,7 +1,5 @@
 """The HM-LSTM kernel against its plain twin, finite differences, and itself."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import hm_lstm
 from seqpyramid.models.base import mask_steps
 from seqpyramid.models.hm_lstm import HMLSTM, OutputModule
-from tests.kernels import FIRST_AND_LAST, level_flags, needs_kernels, running
+from tests.kernels import needs_kernels, running
 from tests.kernels.hm_lstm_models import (
     Case,
     States,
@@ -301,81 +299,3 @@ def test_a_second_derivative_is_refused() -> None:
         loss = model._unroll(x, torch.tensor([3, 3]), states, read=read)[0].sum()
         with pytest.raises(RuntimeError, match="no second derivative"):
             torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
-
-
-DRIVER = r"""
-#include "hm_lstm.cpp"
-#include "library.cpp"
-#include <random>
-int main() {
-  seqpyramid_use_tiles(1);
-  const int64_t B = 70, T = 12, F = 3, L = 3, H[] = {100, 37, 20}, total = 157;
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0, 0.3f);
-  std::vector<std::vector<float>> kept;
-  auto make = [&](long n, bool draw) {
-    kept.emplace_back(n);
-    if (draw) for (float& value : kept.back()) value = normal(random);
-    return kept.back().data();
-  };
-  std::vector<int64_t> lengths(B);
-  for (long row = 0; row < B; ++row) lengths[row] = 1 + row % T;
-  for (long choice = 0; choice < 2; ++choice) {
-    LayerCall layers[L] = {};
-    Call call = {};
-    call.size = sizeof call, call.layers = L, call.steps = T, call.batch = B, call.threads = 4;
-    call.choice = choice, call.slope = 1, call.lengths = lengths.data(), call.layer = layers;
-    call.x = make(B * T * F, true), call.x_row = T * F, call.x_step = F;
-    call.h = make(B * T * total, false), call.z = make(B * T * L, false), call.x_z = make(B * T * L, false);
-    call.d_h = make(B * T * total, true), call.d_z = make(B * T * L, true), call.d_x = make(B * T * F, false);
-    for (long l = 0; l < L; ++l) {
-      LayerCall& layer = layers[l];
-      const long above = l + 1 < L ? H[l + 1] : 0, below = l ? H[l - 1] : F;
-      layer.hidden = H[l], layer.above = above, layer.below = below, layer.boundary = l + 1 < L;
-      layer.columns = H[l] + above + below, layer.below_at = H[l] + above;
-    }
-    for (long l = 0; l < L; ++l) {
-      LayerCall& layer = layers[l];
-      const long rows = 4 * H[l] + layer.boundary;
-      layer.weight = make(rows * layer.columns, true), layer.bias = make(rows, true);
-      layer.first_h = make(B * H[l], true), layer.first_c = make(B * H[l], true), layer.first_z = make(B, false);
-      layer.last_h = make(B * H[l], false), layer.last_c = make(B * H[l], false), layer.last_z = make(B, false);
-      layer.cells = make(T * B * padded<float>(H[l]), false);
-      layer.gates = make(T * B * Layout<float>(H[l]).stride, false);
-      layer.d_weight = make(rows * layer.columns, false), layer.d_bias = make(rows, false);
-      layer.d_h = make(B * H[l], true), layer.d_c = make(B * H[l], true), layer.d_z = make(B, true);
-    }
-    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
-    call.segment = 5;
-    for (long l = 0; l < L; ++l) {
-      layers[l].cells = layers[l].gates = nullptr;
-      layers[l].starts = make((T - 1) / call.segment * 2 * B * padded<float>(H[l]), false);
-    }
-    ReadCall& read = call.read;
-    const long E = 41;
-    read.embedded = E, read.gates = make(L * total, true), read.embedding = make(E * total, true);
-    read.g = make(T * B * L, false), read.e = make(T * B * E, false), read.d_e = make(B * E, true), read.d_row = E;
-    read.d_gates = make(L * total, false), read.d_embedding = make(E * total, false);
-    call.h = nullptr, call.d_h = nullptr;
-    if (seqpyramid_hm_lstm_forward_float32(&call) || seqpyramid_hm_lstm_backward_float32(&call)) return 1;
-  }
-}
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-@pytest.mark.parametrize("level", FIRST_AND_LAST)
-def test_sanitizers_find_nothing(sanitizer: str, level: str, tmp_path: Path) -> None:
-    """Four threads over real shapes; a buffer's own padding may be read, nothing beyond it."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    source, program = tmp_path / "driver.cpp", tmp_path / "driver"
-    source.write_text(DRIVER, encoding="utf-8")
-    flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", f"-I{NATIVE}", f"-fsanitize={sanitizer}"]
-    subprocess.run(
-        [compiler, *level_flags(level), *flags, "-fno-sanitize-recover=all", str(source), "-o", str(program)],
-        check=True,
-    )
-    subprocess.run([program], check=True)
