@@ -34,7 +34,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     """
     import matplotlib as mpl  # heavy, and only pictures need it
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes = list(dict.fromkeys(curve.axis for curve in curves))
     models = list(dict.fromkeys(curve.model for curve in curves))
@@ -60,8 +60,9 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         ticks = sorted({point.x for curve in curves if curve.axis == axis for point in curve.points})
         panel.set_xticks(ticks, [f"{x:,}" for x in ticks], rotation=45)
         panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # a range may have no power of ten in it
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
         panel.set_xlabel(LABELS[axis])
         panel.set_ylabel("growth of memory, MB" if axis == "memory" else "a step, ms")
         panel.grid(visible=True, which="both", alpha=0.2)

@@ -8,6 +8,7 @@ Without a library, for want of a compiler when the package was installed, everyt
 """
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -46,7 +47,7 @@ def library_file(level: str, folder: Path = FOLDER) -> Path:
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """Load one library, and let it use AMX where the processor and the system have it.
+    """Load one library, and let it use AMX where the processor and the system have it, and torch's threads.
 
     Raises:
         OSError: it is not there, or was made for another system.
@@ -55,9 +56,25 @@ def open_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     try:
         library.seqpyramid_use_tiles(1)
+        use_team(library, torch_team())
     except AttributeError:
         raise _stale() from None
+    # A forked process has none of the runtime's threads, and would wait for them.
+    os.register_at_fork(after_in_child=lambda: use_team(library, None))
     return library
+
+
+def torch_team() -> int | None:
+    """Address of the function by which torch's operations run on OpenMP's threads; None where they do not."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def use_team(library: ctypes.CDLL, team: int | None) -> None:
+    """Let a library's kernels run on the threads of an OpenMP runtime, or on their own ones."""
+    library.seqpyramid_use_team(ctypes.c_void_p(team))
 
 
 @cache

@@ -1,7 +1,9 @@
 """Finding, choosing and building the compiled kernels, and the functions that they are made of."""
 
 import ctypes
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqpyramid import kernels
 from seqpyramid.errors import RecipeError
 from seqpyramid.kernels import library
-from seqpyramid.kernels.lstm import LstmArguments
+from seqpyramid.kernels.lstm import LstmArguments, lstm_layer
 from tests.kernels import COMPILER, EVERY_LEVEL, LEVELS, level_flags, needs_kernels, running
 
 X = torch.zeros(1)
@@ -120,3 +122,57 @@ def test_functions_are_accurate_to_the_last_digits(
 def test_the_levels_found_here_run() -> None:
     for level in LEVELS:
         assert library.open_library(library.library_file(level)).seqpyramid_vector_bytes() in (16, 32, 64)
+
+
+@needs_kernels
+@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_threads_of_torch_or_of_their_own_have_the_callers_mode(own: bool, flush: bool) -> None:
+    compiled = library.load()
+    assert compiled is not None
+    weights = torch.ones(64, 1), torch.zeros(64, 16), torch.zeros(64)
+    denormal = torch.full((70, 3, 1), 1e-39)  # h is about a quarter of it, or 0 where it is flushed
+    before = torch.full((100_000,), 1e-39)
+    try:
+        library.use_team(compiled, None if own else library.torch_team())
+        torch.set_flush_denormal(flush)
+        with running("fused", threads=4):
+            h = lstm_layer(denormal, *weights, torch.full((70,), 3), keep_steps=False)[1][0]
+            torch.set_flush_denormal(False)
+            after = before * 1  # by the same threads
+    finally:
+        torch.set_flush_denormal(False)
+        library.use_team(compiled, library.torch_team())
+    assert h.count_nonzero() == (0 if flush else h.numel())
+    assert torch.equal(after, before)
+
+
+@needs_kernels
+def test_torchs_threads_are_found_where_its_operations_have_any() -> None:
+    if "ATen parallel backend: OpenMP" in torch.__config__.parallel_info() and sys.platform == "linux":
+        assert library.torch_team()
+
+
+FORKED = """
+import os, sys, torch
+from seqpyramid.kernels import library
+from seqpyramid.kernels.lstm import lstm_layer
+
+def run():
+    weights = torch.ones(64, 1), torch.eye(16).repeat(4, 1), torch.zeros(64)
+    return lstm_layer(torch.ones(64, 5, 1), *weights, torch.full((64,), 5), keep_steps=False)[1][0]
+
+torch.set_num_threads(4)
+library.use_threads(4)
+expected = run()
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(run(), expected) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that forks")
+def test_a_forked_process_has_threads_too() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=60)

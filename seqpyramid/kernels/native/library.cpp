@@ -1,6 +1,7 @@
 // What a process asks of the library as a whole.
 #include "gates.h"
 #include "interface.h"
+#include "parallel.h"
 #include "tiles.h"
 
 #if defined(SEQPYRAMID_TILES) && defined(__linux__) && !defined(SEQPYRAMID_EMULATED)
@@ -37,6 +38,9 @@ SEQPYRAMID_EXPORT void seqpyramid_use_tiles(int wanted) {
 }
 
 SEQPYRAMID_EXPORT int seqpyramid_tiles() { return tiles_run(); }
+
+// Let kernels run on a runtime's threads, or, given none, on new ones in each call. Never beside a kernel that runs.
+SEQPYRAMID_EXPORT void seqpyramid_use_team(Team given) { team = given; }
 
 SEQPYRAMID_EXPORT int seqpyramid_vector_bytes() { return SEQPYRAMID_VECTOR_BYTES; }
 

@@ -59,26 +59,51 @@ inline std::vector<Slice> cut(const int64_t* lengths, long batch, long count) {
   return slices;
 }
 
+// How an OpenMP runtime runs a function on a team of its threads, the caller's among them, and waits for all of them:
+// GOMP_parallel.
+using Team = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+// The runtime of torch's own operations, if there is one. Its threads spin for milliseconds after each operation, so
+// where there are as many of them as cores, a new thread would have to wait for one.
+inline Team team = nullptr;
+
+// The floating-point mode (denormals) of a thread, put back at the end.
+class FloatingPointMode {
+ public:
+  explicit FloatingPointMode(const std::fenv_t& mode) {
+    std::fegetenv(&before_);
+    std::fesetenv(&mode);
+  }
+  ~FloatingPointMode() { std::fesetenv(&before_); }
+  FloatingPointMode(const FloatingPointMode&) = delete;
+  FloatingPointMode& operator=(const FloatingPointMode&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
 // Run work(0) ... work(count - 1) on some threads, the caller's among them; each takes the next piece that nobody has
-// taken. One thread starts none. Workers have the caller's floating-point mode (denormals). `work` must not throw: let
-// it allocate beforehand.
+// taken. One thread starts none. All have the caller's floating-point mode. `work` must not throw: let it allocate
+// beforehand.
 template <class Work>
 void run_parallel(long count, long threads, const Work& work) {
   std::atomic<long> next{0};
-  const auto take = [&] {
+  std::fenv_t callers;
+  std::fegetenv(&callers);
+  auto take = [&] {
+    const FloatingPointMode mode(callers);
     const TileSession session;
     for (long piece = next++; piece < count; piece = next++) work(piece);
   };
-  std::fenv_t mode;
-  std::fegetenv(&mode);
+  const long wanted = std::min(threads, count);
+  if (team && wanted > 1) {
+    team([](void* taking) { (*static_cast<decltype(take)*>(taking))(); }, &take, unsigned(wanted), 0);
+    return;
+  }
   std::vector<std::thread> others;
-  others.reserve(size_t(std::max(threads, 1L)));
+  others.reserve(size_t(std::max(wanted, 1L)));
   try {
-    for (long started = 1; started < std::min(threads, count); ++started)
-      others.emplace_back([&] {
-        std::fesetenv(&mode);
-        take();
-      });
+    for (long started = 1; started < wanted; ++started) others.emplace_back(take);
   } catch (const std::system_error&) {
     // The system grants no further thread: those there are do it all.
   }
