@@ -79,7 +79,7 @@ class PlainPythonWheel(bdist_wheel):
 def wanted_levels(named: str) -> list[str]:
     """Levels to build, by what the environment names."""
     levels = runpy.run_path(str(ROOT / "seqpyramid/kernels/levels.py"))
-    known: list[str] = levels["known_levels"](platform.machine())
+    known = list(levels["known_levels"](platform.machine()))
     if named == "all":
         return known
     worth: list[str] = levels["worth_building"](levels["levels_here"]())

@@ -20,13 +20,13 @@ NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
 """What other systems call the same architectures."""
 
 
-def known_levels(machine: str) -> list[str]:
-    """Levels that there are for an architecture, the best first.
+def known_levels(machine: str) -> dict[str, frozenset[str]]:
+    """Levels that there are for an architecture, the best first, and the flags that each needs.
 
     >>> known_levels("arm64"), known_levels("riscv64")
-    (['aarch64'], [])
+    ({'aarch64': frozenset()}, {})
     """
-    return list(LEVELS.get(NAMES.get(machine, machine), {}))
+    return LEVELS.get(NAMES.get(machine, machine), {})
 
 
 def runnable_levels(flags: frozenset[str], machine: str) -> list[str]:
@@ -35,8 +35,7 @@ def runnable_levels(flags: frozenset[str], machine: str) -> list[str]:
     >>> runnable_levels(frozenset(), "x86_64"), runnable_levels(frozenset(), "riscv64")
     (['x86_64'], [])
     """
-    levels = LEVELS.get(NAMES.get(machine, machine), {})
-    return [level for level, needed in levels.items() if needed <= flags]
+    return [level for level, needed in known_levels(machine).items() if needed <= flags]
 
 
 def worth_building(runnable: list[str]) -> list[str]:

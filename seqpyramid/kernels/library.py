@@ -59,8 +59,10 @@ def open_library(path: Path) -> ctypes.CDLL:
         use_team(library, torch_team())
     except AttributeError:
         raise _stale() from None
-    # A forked process has none of the runtime's threads, and would wait for them.
-    os.register_at_fork(after_in_child=lambda: use_team(library, None))
+    if hasattr(
+        os, "register_at_fork"
+    ):  # a forked process has none of the runtime's threads, and would wait for them
+        os.register_at_fork(after_in_child=lambda: use_team(library, None))
     return library
 
 

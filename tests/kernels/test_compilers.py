@@ -33,7 +33,7 @@ def test_sources_compile_without_a_warning(name: str, tmp_path: Path) -> None:
     if not shutil.which(compiler[0]) or check([*compiler, "-std=c++17"], probe).returncode:
         pytest.skip("no such compiler, or no headers for what it compiles for")
     sources = sorted(library.FOLDER.glob("*.cpp"))
-    flags = " ".join(level_flags(known_levels(architecture)[0]))
+    flags = " ".join(level_flags(next(iter(known_levels(architecture)))))
     command = [*compiler, *f"{from_setup('FLAGS')} {from_setup('QUIET')} {flags} -Werror".split()]
     assert sources
     with ThreadPoolExecutor() as pool:

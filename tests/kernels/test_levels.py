@@ -36,7 +36,7 @@ def test_setup_has_flags_for_every_level() -> None:
     ("named", "built"),
     [
         ("", levels.worth_building(levels.levels_here())),
-        ("all", levels.known_levels("x86_64")),
+        ("all", list(levels.known_levels("x86_64"))),
         ("x86_64", ["x86_64"]),
         ("x86_64_v3, x86_64", ["x86_64_v3", "x86_64"]),
         ("x86_64,v9", None),

@@ -10,10 +10,7 @@ from tests.kernels import COMPILER, FIRST_AND_LAST, level_flags
 
 FLOAT32_ONLY = r"""
 #undef SEQPYRAMID_KERNEL
-#define SEQPYRAMID_KERNEL(name, Arguments, kernel)                                      \
-  SEQPYRAMID_EXPORT int seqpyramid_##name##_float32(const Arguments* arguments) {       \
-    return seqpyramid::guarded(arguments, [](const Arguments& a) { kernel<float>(a); }); \
-  }
+#define SEQPYRAMID_KERNEL(name, Arguments, kernel) SEQPYRAMID_KERNEL_OF(name, float32, float, Arguments, kernel)
 """
 """After interface.h and before the kernels: a driver takes half the time to compile."""
 

@@ -24,11 +24,13 @@ int guarded(const Arguments* arguments, Kernel&& kernel) {
 
 }  // namespace seqpyramid
 
-// Export seqpyramid_<name>_float32 and _float64, both calling the template `kernel`.
-#define SEQPYRAMID_KERNEL(name, Arguments, kernel)                                            \
-  SEQPYRAMID_EXPORT int seqpyramid_##name##_float32(const Arguments* arguments) {             \
-    return seqpyramid::guarded(arguments, [](const Arguments& a) { kernel<float>(a); });      \
-  }                                                                                           \
-  SEQPYRAMID_EXPORT int seqpyramid_##name##_float64(const Arguments* arguments) {             \
-    return seqpyramid::guarded(arguments, [](const Arguments& a) { kernel<double>(a); });     \
+// Export seqpyramid_<name>_<suffix>, which calls the template `kernel` for T.
+#define SEQPYRAMID_KERNEL_OF(name, suffix, T, Arguments, kernel)                         \
+  SEQPYRAMID_EXPORT int seqpyramid_##name##_##suffix(const Arguments* arguments) {       \
+    return seqpyramid::guarded(arguments, [](const Arguments& a) { kernel<T>(a); }); \
   }
+
+// Export both seqpyramid_<name>_float32 and _float64.
+#define SEQPYRAMID_KERNEL(name, Arguments, kernel)               \
+  SEQPYRAMID_KERNEL_OF(name, float32, float, Arguments, kernel)  \
+  SEQPYRAMID_KERNEL_OF(name, float64, double, Arguments, kernel)
