@@ -126,7 +126,7 @@ def test_equals_its_plain_twin_in_float32(level: str, rows: int) -> None:
     ("boundaries", "selection"), [("soft", "arithmetic"), ("step", "arithmetic"), ("step", "where")]
 )
 @pytest.mark.parametrize("rows", [13, 40, 70, 150])
-def test_many_rows_in_float32(rows: int, boundaries: str, selection: str) -> None:
+def test_many_rows_in_float32(level: str, rows: int, boundaries: str, selection: str) -> None:
     """Where there are tiles, they make these products. No z~ of these seeds is within a rounding error of its step."""
     model = build(
         [100, 41, 20],

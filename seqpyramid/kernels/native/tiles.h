@@ -128,7 +128,7 @@ class RightFactor {
   RightFactor(long K, long columns, At&& at)
       : blocks_(depth_blocks(K)), tiles_(columns / TILE), data_(size_t(blocks_ * PIECES * tiles_ * TILE_SIZE)) {
     for (long tile = 0; tile < tiles_; ++tile) {
-      const long first = tile / 2 * 2, width = std::min(2L, tiles_ - first);
+      const long first = tile / 2 * 2, width = together(first);
       for (long k = 0; k < K; k += 2) {
         __m512i a[PIECES], b[PIECES];
         split(at(k, tile), a), split(k + 1 < K ? at(k + 1, tile) : Vector<float>{}, b);
@@ -143,7 +143,10 @@ class RightFactor {
   Depth depth() const { return {0, blocks_}; }
   long tiles() const { return tiles_; }
 
-  // Where a product with two tiles (the last may be one) begins to read.
+  // How many tiles stand side by side from an even one on: two, but for the last.
+  long together(long tile) const { return std::min(2L, tiles_ - tile); }
+
+  // Where a product with them begins to read.
   const Bf16* at(long tile) const { return data_.data() + tile * blocks_ * PIECES * TILE_SIZE; }
 
  private:
@@ -203,25 +206,25 @@ void multiply_tiles(const RightFactor<float>& right, Depth depth, long tile, con
     _tile_zero(2);
     _tile_zero(3);
   }
-  const long width = right.blocks() * TILE_DEPTH;
-  const Bf16 *a = left + depth.first * TILE_DEPTH, *b = right.at(tile) + depth.first * PIECES * COLUMNS * TILE_SIZE;
-  for (long k = depth.first; k < depth.last; ++k, a += TILE_DEPTH, b += PIECES * COLUMNS * TILE_SIZE)
+  const long width = right.blocks() * TILE_DEPTH, together = right.together(tile) * TILE_SIZE;
+  const Bf16 *a = left + depth.first * TILE_DEPTH, *b = right.at(tile) + depth.first * PIECES * together;
+  for (long k = depth.first; k < depth.last; ++k, a += TILE_DEPTH, b += PIECES * together)
     multiply_pieces<ROWS, COLUMNS>(
         [&](int p) {
           _tile_loadd(4, a + p * width, stride * 2);
           if constexpr (ROWS == 2) _tile_loadd(5, a + p * width + TILE * stride, stride * 2);
         },
         [&](int p) {
-          _tile_loadd(6, b + p * COLUMNS * TILE_SIZE, 64);
-          if constexpr (COLUMNS == 2) _tile_loadd(7, b + (p * COLUMNS + 1) * TILE_SIZE, 64);
+          _tile_loadd(6, b + p * together, 64);
+          if constexpr (COLUMNS == 2) _tile_loadd(7, b + p * together + TILE_SIZE, 64);
         },
         meanwhile);
   store_sums<ROWS, COLUMNS>(c, c_row);
   memory_is_written();
 }
 
-// c (up to 32 rows, c_row apart, and tiles [first, last) of columns) = or += left * right over some blocks of depth; all
-// rows of a tile are written.
+// c (up to 32 rows, c_row apart, and tiles [first, last) of columns, `first` even) = or += left * right over some blocks
+// of depth; all rows of a tile are written.
 template <class Meanwhile = Nothing>
 void multiply(long rows, const Bf16* left, const RightFactor<float>& right, Depth depth, long first, long last,
               float* c, long c_row, bool add, Meanwhile&& meanwhile = {}) {
