@@ -115,22 +115,26 @@ SEQPYRAMID_INLINE void multiply_add(long depth, const T* a, long a_row, long a_d
   }
 }
 
-// Call tile(std::integral_constant<int, R>, first row) for tiles that cover `rows` rows.
-template <class Tile>
+// Call tile(std::integral_constant<int, R>, first row) for tiles of up to ROWS rows that cover `rows` rows.
+template <int ROWS = TILE_ROWS, class Tile>
 SEQPYRAMID_INLINE void for_row_tiles(long rows, Tile&& tile) {
   long i = 0;
-  for (; i + TILE_ROWS <= rows; i += TILE_ROWS) tile(std::integral_constant<int, TILE_ROWS>{}, i);
-  if constexpr (TILE_ROWS > 4)
-    for (; i + 4 <= rows; i += 4) tile(std::integral_constant<int, 4>{}, i);
-  if constexpr (TILE_ROWS > 2)
-    for (; i + 2 <= rows; i += 2) tile(std::integral_constant<int, 2>{}, i);
-  for (; i < rows; ++i) tile(std::integral_constant<int, 1>{}, i);
+  const auto cover = [&](auto size) {
+    for (; i + size <= rows; i += size) tile(size, i);
+  };
+  cover(std::integral_constant<int, ROWS>{});
+  if constexpr (ROWS > 4) cover(std::integral_constant<int, 4>{});
+  if constexpr (ROWS > 2) cover(std::integral_constant<int, 2>{});
+  if constexpr (ROWS > 1) cover(std::integral_constant<int, 1>{});
 }
+
+// Rows of a tile of fewer vectors: as many sums, since each of them waits for the one before.
+constexpr int tile_rows(int vectors) { return std::min(8, TILE_ROWS * 4 / vectors); }
 
 template <class T, int VECTORS>
 void add_product_strip(long rows, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c,
                        long c_row) {
-  for_row_tiles(rows, [&](auto tile, long first) {
+  for_row_tiles<tile_rows(VECTORS)>(rows, [&](auto tile, long first) {
     constexpr int ROWS = decltype(tile)::value;
     T* out = c + first * c_row;
     Vector<T> sum[ROWS][VECTORS];
