@@ -29,6 +29,10 @@ struct Block {
 
   long gates() const { return GATES * unit; }     // where they begin in a row
   long lanes() const { return GATES * width; }
+
+  // Vectors that hold the first n gates.
+  template <class T>
+  long vectors(long n) const { return (n * width + LANES<T> - 1) / LANES<T>; }
 };
 
 template <class T>

@@ -54,7 +54,7 @@ struct Waiting {
 template <class T>
 struct Backward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
-  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving;
+  using Worker<T>::going, Worker<T>::flushed, Worker<T>::moving;
   using Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>, GROUPS = SLICE_ROWS / TILED_ROWS;
   // d_h, d_c and d_z of a layer stand at step t until the layer is done with it, and at step t - 1 from then on.
@@ -246,10 +246,10 @@ struct Backward : Worker<T> {
         Vector<T> gate[GATES];
         SEQPYRAMID_UNROLL
         for (int k = 0; k < GATES; ++k) gate[k] = load(d_gates.data() + n * SUMS + k * block.width);
-        squash<T, 0b0100>(gate);
-        store<T>(found.flush_c.data() + place, gate[0] * gate[2] - same_c);
-        store<T>(found.flush_h.data() + place, gate[3] * tanh<T>(same_c) - same_h);
-        store<T>(found.update_c.data() + place, gate[1] * same_c);
+        squash<T, 1 << G>(gate);
+        store<T>(found.flush_c.data() + place, gate[I] * gate[G] - same_c);
+        store<T>(found.flush_h.data() + place, gate[O] * tanh<T>(same_c) - same_h);
+        store<T>(found.update_c.data() + place, gate[F] * same_c);
         found.known[row] = true;
       }
     }
@@ -262,24 +262,26 @@ struct Backward : Worker<T> {
     const bool few = 2 * moving <= SLICE_ROWS;
     if (few && waiting[l].rows + moving > SLICE_ROWS) add_waiting(l);
     for (const Block& block : w.layout.blocks) {
-      for_row_tiles(moving, [&](auto tile, long row) {
-        differentiate<decltype(tile)::value>(t, l, block, row, d_gates.data() + row * SUMS);
+      this->for_gates([&](long from, long to) {
+        for_row_tiles(to - from, [&](auto tile, long n) {
+          differentiate<decltype(tile)::value>(t, l, block, from + n, d_gates.data() + (from + n) * SUMS);
+        });
+        add_product<T>(to - from, vectors, this->gates_of(from) * block.width, d_gates.data() + from * SUMS, SUMS, 1,
+                       w.backward.data() + block.gates() * w.stride, w.stride, d_X[l].data() + from * w.stride,
+                       w.stride);
       });
-      add_product<T>(moving, vectors, block.lanes(), d_gates.data(), SUMS, 1,
-                     w.backward.data() + block.gates() * w.stride, w.stride, d_X[l].data(), w.stride);
       if (few) {
         keep_waiting(l, block);
         continue;
       }
-      const auto add_part = [&](long from, long to, long column, long columns) {
-        if (from < to)
-          add_product<T>(columns, block.lanes() / LANES<T>, to - from, X[l].data() + from * w.stride + column, 1,
-                         w.stride, d_gates.data() + from * SUMS, SUMS,
+      this->for_gates([&](long first_row, long end) {
+        const long sums_vectors = block.vectors<T>(this->gates_of(first_row));
+        this->for_parts(l, first_row, end, [&](long from, long to, long column, long columns) {
+          add_product<T>(columns, sums_vectors, to - from, X[l].data() + from * w.stride + column, 1, w.stride,
+                         d_gates.data() + from * SUMS, SUMS,
                          sums[l].gates.data() + w.panel(block) + column * block.lanes(), block.lanes());
-      };
-      add_part(0, moving, 0, w.above_column());
-      add_part(above_from, moving, w.above_column(), w.above);
-      add_part(0, below_to, w.below_column(), w.below);
+        });
+      });
     }
     if (few) waiting[l].rows += moving;
   }
@@ -348,7 +350,7 @@ struct Backward : Worker<T> {
           for (const Depth& depth : this->depths(l, from, from + rows_in(group))) {
             const long first_tile = depth.first * TILE_DEPTH / TILE;
             const long last_tile = std::min(depth.last * TILE_DEPTH / TILE, w.stride / TILE);
-            add_product_over_rows(last_tile - first_tile, lanes / TILE,
+            add_product_over_rows(last_tile - first_tile, block.vectors<T>(this->gates_of(from)),
                                   transposed_of(l, group) + first_tile * PIECES * TILE_SIZE, right_of(k, group),
                                   sums[l].gates.data() + w.panel(block) + first_tile * TILE * lanes, lanes, meanwhile);
           }
@@ -416,9 +418,14 @@ struct Backward : Worker<T> {
     __builtin_prefetch(c_before, 0, 2);
   }
 
-  // Make the gradients of one block's four sums for R rows, and take d_h and d_c of the layer's own path back by one
-  // step. The next block has the time of the products to come from memory.
+  // Make the gradients of one block's sums for R rows, and take d_h and d_c of the layer's own path back by one step.
+  // The next block has the time of the products to come from memory.
   template <int R>
+  SEQPYRAMID_INLINE void differentiate(long t, long l, const Block& block, long from, T* to) {
+    from < flushed ? differentiate<R, GATES>(t, l, block, from, to) : differentiate<R, FLUSH_GATES>(t, l, block, from, to);
+  }
+
+  template <int R, long N>
   SEQPYRAMID_INLINE void differentiate(long t, long l, const Block& block, long from, T* to) {
     const Weights<T>& w = problem.weights[l];
     const Rows<const T> before = c(t - 1, l), after = c(t, l);
@@ -434,19 +441,24 @@ struct Backward : Worker<T> {
       const Mix<T>& mix = going[n];
       const T* c_row = before.at(mix.row) + block.unit;
       announce(gates, n, next, c_row + width);
-      const Vector<T> i = gates.load(n, block, 0), f = gates.load(n, block, 1);
-      const Vector<T> g = gates.load(n, block, 2), o = gates.load(n, block, 3);
+      const Vector<T> i = gates.load(n, block, I), o = gates.load(n, block, O), g = gates.load(n, block, G);
       T* d_h_row = d_h[l].data() + mix.row * w.layout.states + block.unit;
       T* d_c_row = d_c[l].data() + mix.row * w.layout.states + block.unit;
-      const Vector<T> c_before = load(c_row), tanh_c = squashed[r];
+      const Vector<T> tanh_c = squashed[r];
       const Vector<T> dh = load(d_h_row), d_new = mix.change * dh;
       const Vector<T> dc = load(d_c_row) + d_new * o * (T(1) - tanh_c * tanh_c), d_ig = mix.change * dc;
       T* d = to + r * SUMS;
-      store<T>(d, d_ig * g * i * (T(1) - i));
-      store<T>(d + width, mix.update * dc * c_before * f * (T(1) - f));
-      store<T>(d + 2 * width, d_ig * i * (T(1) - g * g));
-      store<T>(d + 3 * width, d_new * tanh_c * o * (T(1) - o));
+      store<T>(d + I * width, d_ig * g * i * (T(1) - i));
+      store<T>(d + O * width, d_new * tanh_c * o * (T(1) - o));
+      store<T>(d + G * width, d_ig * i * (T(1) - g * g));
       store<T>(d_h_row, mix.keep * dh);
+      if constexpr (N <= F) {
+        store<T>(d + F * width, Vector<T>{});
+        store<T>(d_c_row, Vector<T>{});
+        continue;
+      }
+      const Vector<T> f = gates.load(n, block, F), c_before = load(c_row);
+      store<T>(d + F * width, mix.update * dc * c_before * f * (T(1) - f));
       store<T>(d_c_row, (mix.update * f + mix.keep) * dc);
       if (call.choice) {
         const Vector<T> h_before = load(X[l].data() + n * w.stride + block.unit);

@@ -21,6 +21,7 @@ struct Worker {
   std::vector<Mix<T>> going;   // rows that have a step: UPDATE, FLUSH with an open layer below, FLUSH, COPY
   long above_from = 0;         // where FLUSH begins: from here on h of the layer above counts
   long below_to = 0;           // where the layer below is no more open: before, its h counts
+  long flushed = 0;            // where rows begin, an even number of them before, that make no forget gate
   long moving = 0;             // where COPY begins, which needs no gates
   std::vector<Buffer<T>> X;    // of each layer
   Kept<T> kept;
@@ -58,6 +59,28 @@ struct Worker {
     below_to = append(true, true);
     moving = append(true, false);
     append(false, false);
+    const bool forgets = call.soft || call.choice;  // even where the boundary is open
+    flushed = forgets || above_from + FEWEST_FLUSHED > moving ? moving : (above_from + 1) / 2 * 2;
+  }
+
+  // How many gates row n makes.
+  long gates_of(long n) const { return n < flushed ? GATES : FLUSH_GATES; }
+
+  // Call visit(first row, the one past the last) for the moving rows that make all gates, and for those that do not.
+  template <class Visit>
+  SEQPYRAMID_INLINE void for_gates(const Visit& visit) const {
+    if (flushed > 0) visit(0, flushed);
+    if (flushed < moving) visit(flushed, moving);
+  }
+
+  // Call visit(first row, the one past the last, first column, columns) for the parts of X, among the rows [from, to),
+  // that are not zero.
+  template <class Visit>
+  void for_parts(long l, long from, long to, const Visit& visit) const {
+    const Weights<T>& w = problem.weights[l];
+    visit(from, to, 0, w.above_column());
+    if (std::max(from, above_from) < to) visit(std::max(from, above_from), to, w.above_column(), w.above);
+    if (from < std::min(to, below_to)) visit(from, std::min(to, below_to), w.below_column(), w.below);
   }
 
   // Blocks of the depth K on tiles, at most two stretches of them, in which rows [from, to) of X are not all zero.
@@ -103,8 +126,7 @@ struct Worker {
 template <class T>
 struct Forward : Worker<T> {
   using Worker<T>::problem, Worker<T>::call, Worker<T>::L, Worker<T>::first, Worker<T>::count;
-  using Worker<T>::going, Worker<T>::above_from, Worker<T>::below_to, Worker<T>::moving;
-  using Worker<T>::X, Worker<T>::kept;
+  using Worker<T>::going, Worker<T>::flushed, Worker<T>::moving, Worker<T>::X, Worker<T>::kept;
   static constexpr long SUMS = SUMS_STRIDE<T>;
   std::vector<Buffer<T>> h, c;
   Buffer<T> z, x_z;  // [row][layer]
@@ -236,14 +258,14 @@ struct Forward : Worker<T> {
   void advance(long l, const Block& block, KeptGates<T> gates) {
     const Weights<T>& w = problem.weights[l];
     std::fill_n(sums.data(), moving * SUMS, T(0));
-    const auto add_part = [&](long from, long to, long column, long depth) {
-      add_product<T>(to - from, block.lanes() / LANES<T>, depth, X[l].data() + from * w.stride + column, w.stride, 1,
-                     w.forward.data() + w.panel(block) + column * block.lanes(), block.lanes(),
-                     sums.data() + from * SUMS, SUMS);
-    };
-    add_part(0, moving, 0, w.above_column());
-    add_part(above_from, moving, w.above_column(), w.above);
-    add_part(0, below_to, w.below_column(), w.below);
+    this->for_gates([&](long first_row, long end) {
+      const long vectors = block.vectors<T>(this->gates_of(first_row));
+      this->for_parts(l, first_row, end, [&](long from, long to, long column, long depth) {
+        add_product<T>(to - from, vectors, depth, X[l].data() + from * w.stride + column, w.stride, 1,
+                       w.forward.data() + w.panel(block) + column * block.lanes(), block.lanes(),
+                       sums.data() + from * SUMS, SUMS);
+      });
+    });
     finish_rows(l, block, sums.data(), gates, 0, moving);
   }
 
@@ -262,14 +284,15 @@ struct Forward : Worker<T> {
           long calls = 0;
           const auto meanwhile = [&] {
             if (++calls % 3 || row + 2 > last) return;
-            finish<2>(l, *done, done_sums, gates, row);
+            open_gates<2>(l, *done, done_sums, row, gates);
+            put_out<2>(l, *done, done_sums, row);
             row += 2;
           };
           const long end = std::min(moving, group + TILED_ROWS), tile = block.gates() / TILE;
           bool add = false;
           for (const Depth& depth : this->depths(l, group, end)) {
             multiply(end - group, left.data() + group * left_stride(w.K), w.tiles, depth, tile,
-                     tile + block.lanes() / TILE, now, SUMS, add, meanwhile);
+                     tile + block.vectors<T>(this->gates_of(group)), now, SUMS, add, meanwhile);
             add = true;
           }
           if (done) finish_rows(l, *done, done_sums, gates, row, last);
@@ -288,30 +311,33 @@ struct Forward : Worker<T> {
     for_row_tiles(to - from, [&](auto tile, long n) { put_out<decltype(tile)::value>(l, block, block_sums, from + n); });
   }
 
-  template <int R>
-  SEQPYRAMID_INLINE void finish(long l, const Block& block, T* block_sums, KeptGates<T> gates, long from) {
-    open_gates<R>(l, block, block_sums, from, gates);
-    put_out<R>(l, block, block_sums, from);
-  }
-
-  // The gates of R rows, and with them c. What is kept of a whole block goes past the caches: the backward pass is far.
+  // The gates of R rows, and with them c.
   template <int R>
   SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> gates) {
+    from < flushed ? open_gates<R, GATES>(l, block, block_sums, from, gates)
+                   : open_gates<R, FLUSH_GATES>(l, block, block_sums, from, gates);
+  }
+
+  // What is kept of a whole block goes past the caches: the backward pass is far.
+  template <int R, long N>
+  SEQPYRAMID_INLINE void open_gates(long l, const Block& block, T* block_sums, long from, KeptGates<T> gates) {
     const Layout<T>& layout = problem.weights[l].layout;
-    Vector<T> gate[R * GATES];
+    Vector<T> gate[R * N];
     SEQPYRAMID_UNROLL
-    for (int k = 0; k < R * GATES; ++k)
-      gate[k] = load(block_sums + (from + k / GATES) * SUMS + k % GATES * block.width);
-    squash<T, 0b01000100>(gate);
+    for (int k = 0; k < R * N; ++k) gate[k] = load(block_sums + (from + k / N) * SUMS + k % N * block.width);
+    squash<T, (1 << G) | (R > 1 ? 1 << (N + G) : 0)>(gate);
     SEQPYRAMID_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vector<T>* const own = gate + r * GATES;
-      const Vector<T> i = own[0], f = own[1], g = own[2], o = own[3];
-      if (gates) gates.store(from + r, block, {i, f, g, o}, true);
+      Vector<T> own[N];
+      SEQPYRAMID_UNROLL
+      for (int k = 0; k < N; ++k) own[k] = gate[r * N + k];
+      if (gates) gates.store(from + r, block, own, true);
       const Mix<T>& mix = going[from + r];
       T* c_row = c[l].data() + mix.row * layout.states + block.unit;
-      store<T>(c_row, mix.change * (i * g) + (mix.update * f + mix.keep) * load(c_row));
-      store(block_sums + (from + r) * SUMS, o);
+      Vector<T> new_c = mix.change * (own[I] * own[G]);
+      if constexpr (N > F) new_c += (mix.update * own[F] + mix.keep) * load(c_row);
+      store<T>(c_row, new_c);
+      store(block_sums + (from + r) * SUMS, own[O]);
     }
   }
 

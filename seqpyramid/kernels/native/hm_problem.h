@@ -65,6 +65,13 @@ inline long slices_of(const Call& call) {
 
 inline long most_rows(const Call& call) { return (call.batch + slices_of(call) - 1) / slices_of(call); }
 
+// The gates' order in memory: `weight` has f and o the other way round. FLUSH, where c = i g, leaves out the last one.
+enum Gate { I, O, G, F };
+constexpr long FLUSH_GATES = F;
+
+// Fewer rows than this, all in FLUSH, are not worth products of their own.
+constexpr long FEWEST_FLUSHED = 8;
+
 // A layer's weights in the order in which the tiles read them.
 template <class T>
 struct Weights {
@@ -117,8 +124,10 @@ struct Weights {
   // Call visit(number, row, k) for every number of `gates`, in the layout of `forward`, and of the row of z~.
   template <class Visit>
   void for_each(const Visit& visit, T* gates, T* last) const {
+    const long H = layout.hidden;
     each_weight(layout, stride, [&](long place, long row, long k) {
-      if (k < K) visit(gates[place], row, k);
+      const long gate = row / H;
+      if (k < K) visit(gates[place], gate == O ? row + (F - O) * H : gate == F ? row - (F - O) * H : row, k);
     });
     for (long k = 0; has_boundary && k < K; ++k) visit(last[k], 4 * layout.hidden, k);
   }

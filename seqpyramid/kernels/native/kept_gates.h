@@ -36,19 +36,20 @@ struct KeptGates {
   char* at(long row, long place = 0) const { return data + (row * stride + place) * size(); }
   KeptGates from(long row) const { return {data ? at(row) : nullptr, stride, rounded}; }
 
-  // With `past`, numbers as they are go past the caches, if the block and the memory allow it.
-  void store(long row, const Block& block, const Vector<T> (&gate)[GATES], bool past = false) const {
+  // The first N gates. With `past`, numbers as they are go past the caches, if the block and the memory allow it.
+  template <int N>
+  void store(long row, const Block& block, const Vector<T> (&gate)[N], bool past = false) const {
     char* const to = at(row, block.gates());
     T* const numbers = reinterpret_cast<T*>(to);
     if (rounded) {
-      for (int j = 0; j < GATES; ++j) {
+      for (int j = 0; j < N; ++j) {
         const auto shorts = to_shorts<T>(gate[j], scale(j));
         std::memcpy(to + j * block.width * size(), &shorts, sizeof shorts);
       }
     } else if (past && block.width == LANES<T> && can_stream(numbers)) {
-      for (int j = 0; j < GATES; ++j) stream(numbers + j * LANES<T>, gate[j]);
+      for (int j = 0; j < N; ++j) stream(numbers + j * LANES<T>, gate[j]);
     } else {
-      for (int j = 0; j < GATES; ++j) seqpyramid::store(numbers + j * block.width, gate[j]);
+      for (int j = 0; j < N; ++j) seqpyramid::store(numbers + j * block.width, gate[j]);
     }
   }
 
