@@ -28,7 +28,8 @@ Backward, with :math:`\bar v` for the gradient of v, :math:`\bar h_t` and so on 
 :math:`\bar z_t` of a step is that of p (straight-through). K, F and U are what a boundary learns from having chosen
 COPY, FLUSH or UPDATE (``choice``); without it they are 0. A layer that copies makes no gates on the way forward. On
 the way back they are needed for F and U alone, and since h and c stay as they are, those of the last step are those of
-all that copy in a row: what F and U have more than K is made once. A sequence that has ended keeps h, c and z.
+all that copy in a row: what F and U have more than K is made once. In FLUSH, where u = k = 0, nothing but U reads f:
+without ``choice``, rows make none where many flush. A sequence that has ended keeps h, c and z.
 
 The output module, equations (11) and (12) of the model, reads :math:`h = [h^1; \dots; h^L]` of each step at once, so
 that h need not be handed on:

@@ -6,7 +6,8 @@
 //
 //   1. lists the slice's rows (sequences) that go on, ordered by their operations,
 //   2. gathers their input rows X = [h, 1, z_own h_above, z_below h_below]; the 1 meets b,
-//   3. makes the four gates of a block of units, and from them c and h, while they are in the nearest cache,
+//   3. makes the four gates of a block of units, and from them c and h, while they are in the nearest cache; three where
+//      many rows are in FLUSH, whose c = i g needs no f unless something learns from what UPDATE would have made of it,
 //   4. makes z~ by one product a row.
 //
 // Then 5. the output module reads h of all layers (output_module.h), where it is wanted: h itself then need not be kept.
