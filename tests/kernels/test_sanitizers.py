@@ -32,8 +32,8 @@ struct Memory {
   }
 };
 
-constexpr long B = 70, T = 49, F = 3, H = 101, THREADS = 4;  // H: no whole vectors
-constexpr long P = padded<float>(H), PF = padded<float>(F);
+constexpr long B = 70, T = 49, FEATURES = 3, H = 101, THREADS = 4;  // H: no whole vectors
+constexpr long P = padded<float>(H), PF = padded<float>(FEATURES);
 """
 
 LSTM_AND_TP_RNN = r"""
@@ -43,9 +43,9 @@ int run_lstm(const int64_t* lengths) {
   Memory m;
   m.blocks.reserve(64);
   LstmArguments a{};
-  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
-  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
-  a.weight_ih = m(4 * H * F, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = FEATURES, a.hidden = H, a.threads = THREADS;
+  a.lengths = lengths, a.x = m(B * T * FEATURES, 1), a.x_batch = T * FEATURES, a.x_time = FEATURES;
+  a.weight_ih = m(4 * H * FEATURES, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
   float *h_first = m(B * P), *c_first = m(B * P);
   a.h_first = h_first, a.c_first = c_first, a.h_last = m(B * P), a.c_last = m(B * P);
   a.every = 2, a.steps = m((T + 1) / 2 * B * P);
@@ -54,7 +54,7 @@ int run_lstm(const int64_t* lengths) {
   code |= seqpyramid_lstm_forward_float32(&a);
   a.d_steps = m(B * ((T + 1) / 2) * H, .1f), a.d_steps_batch = (T + 1) / 2 * H, a.d_steps_time = H;
   a.d_h_last = m(B * P), a.d_c_last = m(B * P), a.d_x = m(T * B * PF);
-  a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
+  a.d_weight_ih = m(4 * H * FEATURES), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
   a.d_h_first = m(B * P), a.d_c_first = m(B * P);
   code |= seqpyramid_lstm_backward_float32(&a);
   int64_t segment = 0;
@@ -70,11 +70,11 @@ int run_tp_rnn(const int64_t* lengths, bool top_down) {
   Memory m;
   m.blocks.reserve(64);
   TpRnnArguments a{};
-  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = FEATURES, a.hidden = H, a.threads = THREADS;
   a.length = L, a.granularity = G, a.emitted_level = 1, a.emitted_time = (T + L - 1) / L * ((L + G - 1) / G);
   a.scrambled = 1, a.top_down = top_down, a.aggregate_cell = 1, a.top_first = 1;
-  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
-  a.weight_ih = m(4 * H * F, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
+  a.lengths = lengths, a.x = m(B * T * FEATURES, 1), a.x_batch = T * FEATURES, a.x_time = FEATURES;
+  a.weight_ih = m(4 * H * FEATURES, .1f), a.weight_hh = m(4 * H * H, .1f), a.bias = m(4 * H, .1f);
   a.h_first = m(3 * G * G, .3f), a.h_second = m(3 * G * G, .3f);
   a.c_first = m(3 * G * G, .3f), a.c_second = m(3 * G * G, .3f);
   a.path_first = m(12, .3f), a.path_second = m(12, .3f);
@@ -88,7 +88,7 @@ int run_tp_rnn(const int64_t* lengths, bool top_down) {
   code |= seqpyramid_tp_rnn_forward_float32(&a);
   a.d_output = m(B * P), a.d_emitted = m(B * a.emitted_time * H, .1f);
   a.d_emitted_batch = a.emitted_time * H, a.d_emitted_time = H, a.d_x = m(T * B * PF);
-  a.d_weight_ih = m(4 * H * F), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
+  a.d_weight_ih = m(4 * H * FEATURES), a.d_weight_hh = m(4 * H * H), a.d_bias = m(4 * H);
   a.d_h_first = m(3 * G * G), a.d_h_second = m(3 * G * G), a.d_c_first = m(3 * G * G), a.d_c_second = m(3 * G * G);
   a.d_path_first = m(12), a.d_path_second = m(12);
   code |= seqpyramid_tp_rnn_backward_float32(&a);
@@ -120,9 +120,9 @@ int run(Kernel segment, Kernel forward, Kernel backward, long gates, long biases
         const int64_t* lengths) {
   Memory m;
   StateLayerArguments a{};
-  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = F, a.hidden = H, a.threads = THREADS;
-  a.lengths = lengths, a.x = m(B * T * F, 1), a.x_batch = T * F, a.x_time = F;
-  a.weight_ih = m(gates * H * F, .1f), a.weight_hh = m(gates * H * H, .1f), a.bias = m(biases * H, .1f);
+  a.size = sizeof a, a.batch = B, a.time = T, a.inputs = FEATURES, a.hidden = H, a.threads = THREADS;
+  a.lengths = lengths, a.x = m(B * T * FEATURES, 1), a.x_batch = T * FEATURES, a.x_time = FEATURES;
+  a.weight_ih = m(gates * H * FEATURES, .1f), a.weight_hh = m(gates * H * H, .1f), a.bias = m(biases * H, .1f);
   a.h_first = m(B * P), a.h_last = m(B * P);
   int code = forward(&a);  // nothing kept
   a.steps = m(T * B * P);
@@ -132,7 +132,7 @@ int run(Kernel segment, Kernel forward, Kernel backward, long gates, long biases
   a.every = 2, a.d_steps = m(B * ((T + 1) / 2) * H, .1f);
   a.d_steps_batch = (T + 1) / 2 * H, a.d_steps_time = H;
   a.d_h_last = m(B * P), a.d_x = m(T * B * PF), a.d_h_first = m(B * P);
-  a.d_weight_ih = m(gates * H * F), a.d_weight_hh = m(gates * H * H), a.d_bias = m(biases * H);
+  a.d_weight_ih = m(gates * H * FEATURES), a.d_weight_hh = m(gates * H * H), a.d_bias = m(biases * H);
   code |= backward(&a);
   int64_t steps = 0;
   a.answer = &steps;
@@ -248,7 +248,8 @@ def test_no_race_and_no_stray_access(kernels: str, sanitizer: str, level: str, t
     flags = f"-std=c++17 -O1 -g1 -pthread -fsanitize={sanitizer} -fno-sanitize-recover=all -Wno-psabi".split()
     command = [COMPILER, *level_flags(level), *flags, "-Wno-ignored-attributes", "-I", str(library.FOLDER)]
     command += [str(source)]
-    subprocess.run([*command, "-o", str(program)], check=True, capture_output=True)
+    compiled = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr[:3000]
     finished = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stderr == ""
