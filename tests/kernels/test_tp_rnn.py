@@ -85,6 +85,18 @@ def test_every_level_equals_the_loop(level: str) -> None:
     compare(layer, B=5, T=21, F=3, ragged=True, dtype=torch.float64, threads=2)
 
 
+@pytest.mark.parametrize("attention", ["aligned", "scrambled"])
+@pytest.mark.parametrize("H", [63, 100, 450])
+def test_more_rows_than_theta_takes_together(level: str, H: int, attention: str) -> None:
+    layer = TPRNNLayer(1, H, length=5, granularity=3, attention=attention)
+    compare(layer, B=9, T=12, F=1, ragged=True, dtype=torch.float64)
+
+
+def test_gates_that_outgrow_the_caches(level: str) -> None:
+    layer = TPRNNLayer(1, 100, length=8, granularity=3)
+    compare(layer, B=70, T=41, F=1, ragged=True, dtype=torch.float64, threads=2)
+
+
 def test_more_rows_than_go_through_time_together() -> None:
     compare(
         TPRNNLayer(1, 4, length=4, granularity=2),

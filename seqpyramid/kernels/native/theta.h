@@ -16,9 +16,10 @@
 //
 // W1 is (3M, M), W2 (M, 3M); fewer than M states use the top-left slices.
 //
-// p, q, r and de are products of a small matrix with a wide one, the units of one row of a batch being its columns.
+// p, q, r and de are products of a small matrix with a wide one, whose columns are the units of some rows of a batch,
+// without a gap between one row's and the next one's: so few of a vector's numbers lie past the units.
 //
-// Shapes: M states at most, n states now, H units, P = padded H, V numbers a vector.
+// Shapes: M states at most, n states now, H units, P = padded H, V numbers a vector, G rows at a time, W = padded G H.
 #pragma once
 
 #include <vector>
@@ -59,28 +60,47 @@ struct Theta {
   explicit operator bool() const { return first != nullptr; }
 };
 
-// Workspace for one row, each state or p_d P apart.
+// Columns of G rows that make a good product: enough to serve the sums of a weight gradient, and not too many for the
+// caches.
+constexpr long THETA_COLUMNS = 448;
+
+// Rows side by side: of about so many columns together, and of whole vectors if some rows of fewer are.
+template <class T>
+long rows_together(long hidden) {
+  long whole = LANES<T>;  // rows that make whole vectors
+  while (whole % 2 == 0 && whole / 2 * hidden % LANES<T> == 0) whole /= 2;
+  const long rows = std::max(1L, THETA_COLUMNS / hidden);
+  return rows < whole ? rows : rows / whole * whole;
+}
+
+// Workspace for G rows. Each state or p_d has its columns `apart` from the next one's.
 template <class T>
 struct ThetaWork {
-  long hidden, width;  // H, P
-  Buffer<T> e, p, r, s, dq, ds, de, a;
+  long hidden, width, rows, apart;  // H, P, G; W, and room for the vector that the last row's lanes past H reach into
+  Buffer<T> e, p, r, s, ds, de, a;  // ds becomes dq in place
   Scramble<T> scramble;
   Buffer<T> s_text, ds_text;
+  Vector<T> last;  // bits of the numbers of a row's last vector that are units
 
   ThetaWork(long states, long hidden_)
       : hidden(hidden_),
         width(padded<T>(hidden_)),
-        e(size_t(states * width)),
-        p(size_t(EXPANSION * states * width)),
-        r(size_t(EXPANSION * states * width)),
-        s(size_t(states * width)),
-        dq(size_t(states * width)),
-        ds(size_t(states * width)),
-        de(size_t(states * width)),
-        a(size_t(width)),
+        rows(rows_together<T>(hidden_)),
+        apart(padded<T>(rows * hidden_ + LANES<T> - 1)),
+        e(size_t(states * apart)),
+        p(size_t(EXPANSION * states * apart)),
+        r(size_t(EXPANSION * states * apart)),
+        s(size_t(states * apart)),
+        ds(size_t(states * apart)),
+        de(size_t(states * apart)),
+        a(size_t(apart)),
         scramble(states, hidden_),
-        s_text(size_t(scramble.length())),
-        ds_text(size_t(scramble.length())) {}
+        s_text(size_t(rows * scramble.length())),
+        ds_text(size_t(scramble.length())) {
+    typename VectorTypes<T>::bits bits{};
+    for (long lane = 0; lane < hidden - (width - LANES<T>); ++lane) bits[lane] = -1;
+    std::memcpy(&last, &bits, sizeof last);
+  }
 };
 
 // What is added up for one theta over a slice, a vector for each number of W1 and of the transposed W2, three d's of one
@@ -110,7 +130,7 @@ struct ThetaGradients {
 enum class Finish { STORE, POSITIVE, WHERE, ADD };
 
 template <class T, Finish FINISH, int ROWS, int VECTORS>
-SEQPYRAMID_INLINE void combine_tile(long depth, const T* a, long a_depth, const T* b, long width, T* out,
+SEQPYRAMID_INLINE void combine_tile(long depth, const T* a, long a_depth, const T* b, long apart, T* out,
                                     const T* where) {
   constexpr long V = LANES<T>;
   Vector<T> sum[ROWS][VECTORS];
@@ -131,18 +151,18 @@ SEQPYRAMID_INLINE void combine_tile(long depth, const T* a, long a_depth, const 
   };
   multiply(std::true_type{});
   for (long k = 1; k < depth; ++k) {
-    a += a_depth, b += width;
+    a += a_depth, b += apart;
     multiply(std::false_type{});
   }
   SEQPYRAMID_UNROLL
   for (int i = 0; i < ROWS; ++i) {
     SEQPYRAMID_UNROLL
     for (int j = 0; j < VECTORS; ++j) {
-      T* const to = out + i * width + j * V;
+      T* const to = out + i * apart + j * V;
       Vector<T> result = sum[i][j];
       if constexpr (FINISH == Finish::POSITIVE) result = greater<T>(Vector<T>{}, result);
       if constexpr (FINISH == Finish::WHERE)
-        result = load(where + i * width + j * V) > Vector<T>{} ? result : Vector<T>{};
+        result = load(where + i * apart + j * V) > Vector<T>{} ? result : Vector<T>{};
       if constexpr (FINISH == Finish::ADD) result += load(to);
       store(to, result);
     }
@@ -150,23 +170,24 @@ SEQPYRAMID_INLINE void combine_tile(long depth, const T* a, long a_depth, const 
 }
 
 template <class T, Finish FINISH, int ROWS>
-void combine_strip(long depth, const T* a, long a_depth, const T* b, long width, T* out, const T* where) {
+void combine_strip(long depth, const T* a, long a_depth, const T* b, long width, long apart, T* out, const T* where) {
   long u = 0;
   for (; u + THETA_VECTORS * LANES<T> <= width; u += THETA_VECTORS * LANES<T>)
-    combine_tile<T, FINISH, ROWS, THETA_VECTORS>(depth, a, a_depth, b + u, width, out + u, where + u);
+    combine_tile<T, FINISH, ROWS, THETA_VECTORS>(depth, a, a_depth, b + u, apart, out + u, where + u);
   for (; u < width; u += LANES<T>)
-    combine_tile<T, FINISH, ROWS, 1>(depth, a, a_depth, b + u, width, out + u, where + u);
+    combine_tile<T, FINISH, ROWS, 1>(depth, a, a_depth, b + u, apart, out + u, where + u);
 }
 
-// out (rows, width) from a (depth, rows; a_depth apart) and b (depth, width): out[i] = sum over k of a[k][i] * b[k].
+// out (rows, width) from a (depth, rows; a_depth apart) and b (depth, width), both `apart` from row to row: out[i] = sum over k of a[k][i] * b[k].
 template <class T, Finish FINISH>
-void combine(long rows, long depth, const T* a, long a_depth, const T* b, long width, T* out, const T* where) {
+void combine(long rows, long depth, const T* a, long a_depth, const T* b, long width, long apart, T* out,
+             const T* where) {
   const long tiles = (rows + THETA_TILE - 1) / THETA_TILE;
   for (long tile = 0; tile < tiles; ++tile) {
     const long first = rows * tile / tiles, count = rows * (tile + 1) / tiles - first;
     const auto strip = [&](auto size) {
-      combine_strip<T, FINISH, decltype(size)::value>(depth, a + first, a_depth, b, width, out + first * width,
-                                                      where + first * width);
+      combine_strip<T, FINISH, decltype(size)::value>(depth, a + first, a_depth, b, width, apart, out + first * apart,
+                                                      where + first * apart);
     };
     switch (count) {
       case 1: strip(std::integral_constant<int, 1>{}); break;
@@ -204,53 +225,82 @@ SEQPYRAMID_INLINE void copy_vectors(const T* from, long width, T* to) {
   for (long u = 0; u < width; u += LANES<T>) store(to + u, load(from + u));
 }
 
-// s' of one row, its states `apart` from one another, and its e and p.
+// `count` rows of a state side by side, zeros behind them: each row covers what the one before has past H.
 template <class T>
-const T* theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
-                       ThetaWork<T>& work, long& apart) {
-  const long M = theta.states, P = work.width;
-  T *const e = work.e.data(), *const p = work.p.data();
-  // Side by side: as they come they may lie whole pages apart, where one's stores hold up the other's loads.
-  for (long m = 0; m < n; ++m) copy_vectors<T>(states[m].at(row), P, e + m * P);
-  combine<T, Finish::POSITIVE>(EXPANSION * n, n, theta.first_transposed.data(), EXPANSION * M, e, P, p, nullptr);
-  combine<T, Finish::STORE>(n, EXPANSION * n, theta.second_transposed.data(), M, p, P, work.s.data(), nullptr);
-  squash_row<T, 0>(work.s.data(), n * P);
-  apart = P;
-  if (!scrambled) return work.s.data();
-  apart = work.hidden;
-  work.scramble.write(n, work.s.data(), P, work.s_text.data());
-  return work.s_text.data();
+void join_rows(Rows<const T> from, long row, long count, const ThetaWork<T>& work, T* to) {
+  store(to + padded<T>(count * work.hidden) - LANES<T>, Vector<T>{});
+  for (long k = 0; k < count; ++k) copy_vectors(from.at(row + k), work.width, to + k * work.hidden);
+}
+
+// And back: rows whose lanes past H are zero.
+template <class T>
+void part_rows(const T* from, long row, long count, const ThetaWork<T>& work, Rows<T> to) {
+  const long last = work.width - LANES<T>;
+  for (long k = 0; k < count; ++k, from += work.hidden) {
+    copy_vectors(from, last, to.at(row + k));
+    const auto bits = bits_of<T>(load(from + last)) & bits_of<T>(work.last);
+    std::memcpy(to.at(row + k, last), &bits, sizeof bits);
+  }
+}
+
+// Where s' of some rows lies, each state's of each row on its own.
+template <class T>
+struct StateWeights {
+  const T* data;
+  long state, row;  // how far it is to the next one
+
+  const T* at(long k, long m) const { return data + k * row + m * state; }
+};
+
+// s' of some rows, and their e, p and s in the workspace.
+template <class T>
+StateWeights<T> theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
+                              long count, ThetaWork<T>& work) {
+  const long M = theta.states, apart = work.apart, H = work.hidden, width = padded<T>(count * H);
+  T *const e = work.e.data(), *const p = work.p.data(), *const s = work.s.data();
+  for (long m = 0; m < n; ++m) join_rows(states[m], row, count, work, e + m * apart);
+  combine<T, Finish::POSITIVE>(EXPANSION * n, n, theta.first_transposed.data(), EXPANSION * M, e, width, apart, p,
+                               nullptr);
+  combine<T, Finish::STORE>(n, EXPANSION * n, theta.second_transposed.data(), M, p, width, apart, s, nullptr);
+  for (long m = 0; m < n; ++m) squash_row<T, 0>(s + m * apart, width);
+  if (!scrambled) return {s, apart, H};
+  const long length = work.scramble.length();
+  for (long k = 0; k < count; ++k) work.scramble.write(n, s + k * H, apart, work.s_text.data() + k * length);
+  return {work.s_text.data(), H, length};
 }
 
 // y = theta(states) for rows [first, last). y may be one of the states.
 template <class T>
 void theta_forward(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, Rows<T> y, long first,
                    long last, ThetaWork<T>& work) {
-  const long P = work.width;
-  for (long row = first; row < last; ++row) {
-    long apart;
-    const T* s = theta_weights(theta, scrambled, n, states, row, work, apart);
-    for (long u = 0; u < P; u += LANES<T>) {
-      Vector<T> sum{};
-      for (long m = 0; m < n; ++m) sum += load(s + m * apart + u) * load(work.e.data() + m * P + u);
-      store(y.at(row, u), sum);
-    }
-    squash_row<T, 0b11111111>(y.at(row), P);
+  const long P = work.width, H = work.hidden;
+  T* const sums = work.a.data();
+  for (long row = first, count; row < last; row += count) {
+    count = std::min(work.rows, last - row);
+    const StateWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
+    for (long k = 0; k < count; ++k)
+      for (long u = 0; u < P; u += LANES<T>) {
+        Vector<T> sum{};
+        for (long m = 0; m < n; ++m) sum += load(s.at(k, m) + u) * load(work.e.data() + m * work.apart + k * H + u);
+        store(sums + k * H + u, sum);
+      }
+    squash_row<T, 0b11111111>(sums, padded<T>(count * H));
+    part_rows<T>(sums, row, count, work, y);
   }
 }
 
 // sums[d][m] += over the units of left[d] * right[m], for 3 d's and COUNT m's, on registers.
 template <class T, int COUNT>
-SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* sums) {
+SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, long apart, T* sums) {
   constexpr long V = LANES<T>;
   Vector<T> sum[EXPANSION][COUNT];
   for (int d = 0; d < EXPANSION; ++d)
     for (int m = 0; m < COUNT; ++m) sum[d][m] = load(sums + (m * EXPANSION + d) * V);
   for (long u = 0; u < width; u += V) {
-    const Vector<T> a[EXPANSION] = {load(left + u), load(left + width + u), load(left + 2 * width + u)};
+    const Vector<T> a[EXPANSION] = {load(left + u), load(left + apart + u), load(left + 2 * apart + u)};
     SEQPYRAMID_UNROLL
     for (int m = 0; m < COUNT; ++m) {
-      const Vector<T> b = held<T>(load(right + m * width + u));
+      const Vector<T> b = held<T>(load(right + m * apart + u));
       for (int d = 0; d < EXPANSION; ++d) sum[d][m] += a[d] * b;
     }
   }
@@ -260,22 +310,22 @@ SEQPYRAMID_INLINE void outer_tile(const T* left, const T* right, long width, T* 
 
 // The same for all 3n rows of left and all n of right; sums has M columns.
 template <class T>
-void add_outer(long n, long M, const T* left, const T* right, long width, T* sums) {
+void add_outer(long n, long M, const T* left, const T* right, long width, long apart, T* sums) {
   constexpr long V = LANES<T>;
   for (long d = 0; d < EXPANSION * n; d += EXPANSION)
     for (long m = 0; m < n; m += THETA_TILE) {
-      const T *const a = left + d * width, *const b = right + m * width;
+      const T *const a = left + d * apart, *const b = right + m * apart;
       T* const to = sums + (d / EXPANSION * M + m) * EXPANSION * V;
       switch (std::min(n - m, long(THETA_TILE))) {
-        case 1: outer_tile<T, 1>(a, b, width, to); break;
-        case 2: outer_tile<T, 2>(a, b, width, to); break;
-        case 3: outer_tile<T, 3>(a, b, width, to); break;
-        case 4: outer_tile<T, 4>(a, b, width, to); break;
+        case 1: outer_tile<T, 1>(a, b, width, apart, to); break;
+        case 2: outer_tile<T, 2>(a, b, width, apart, to); break;
+        case 3: outer_tile<T, 3>(a, b, width, apart, to); break;
+        case 4: outer_tile<T, 4>(a, b, width, apart, to); break;
 #if SEQPYRAMID_VECTOR_BYTES == 64 || defined(__aarch64__)
-        case 5: outer_tile<T, 5>(a, b, width, to); break;
-        case 6: outer_tile<T, 6>(a, b, width, to); break;
-        case 7: outer_tile<T, 7>(a, b, width, to); break;
-        default: outer_tile<T, 8>(a, b, width, to); break;
+        case 5: outer_tile<T, 5>(a, b, width, apart, to); break;
+        case 6: outer_tile<T, 6>(a, b, width, apart, to); break;
+        case 7: outer_tile<T, 7>(a, b, width, apart, to); break;
+        default: outer_tile<T, 8>(a, b, width, apart, to); break;
 #endif
       }
     }
@@ -288,33 +338,39 @@ void theta_backward(const Theta<T>& theta, bool scrambled, long n, const Rows<co
                     Rows<const T> dy, const Rows<T>* de, long first, long last, ThetaWork<T>& work,
                     ThetaGradients<T>& sums) {
   constexpr long V = LANES<T>;
-  const long M = theta.states, P = work.width;
+  const long M = theta.states, P = work.width, H = work.hidden, apart = work.apart;
   T *const a = work.a.data(), *const de_now = work.de.data(), *const e = work.e.data(), *const p = work.p.data();
-  T *const r = work.r.data(), *const dq = work.dq.data();
-  for (long row = first; row < last; ++row) {
-    long apart;
-    const T* s = theta_weights(theta, scrambled, n, states, row, work, apart);
-    T* const ds = scrambled ? work.ds_text.data() : work.ds.data();
-    for (long u = 0; u < P; u += V) {
-      const Vector<T> y_now = load(y.at(row, u));
-      store(a + u, load(dy.at(row, u)) * (T(1) - y_now * y_now));
-    }
-    for (long m = 0; m < n; ++m)  // in a text, what a state has past its units is where the next one begins
+  T *const r = work.r.data(), *const dq = work.ds.data();
+  for (long row = first, count; row < last; row += count) {
+    count = std::min(work.rows, last - row);
+    const long width = padded<T>(count * H);
+    const StateWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
+    for (long k = 0; k < count; ++k) {
       for (long u = 0; u < P; u += V) {
-        const Vector<T> a_now = load(a + u);
-        store(ds + m * apart + u, a_now * load(e + m * P + u));
-        store(de_now + m * P + u, a_now * load(s + m * apart + u));
+        const Vector<T> y_now = load(y.at(row + k, u));
+        store(a + k * H + u, load(dy.at(row + k, u)) * (T(1) - y_now * y_now));
       }
-    if (scrambled) work.scramble.read(n, ds, work.ds.data(), P);
-    for (long u = 0; u < n * P; u += V) {
-      const Vector<T> s_now = load(work.s.data() + u);
-      store(dq + u, load(work.ds.data() + u) * s_now * (T(1) - s_now));
+      T* const ds = scrambled ? work.ds_text.data() : dq + k * H;
+      const long ds_apart = scrambled ? H : apart;
+      for (long m = 0; m < n; ++m)  // where states lie side by side, too, the next one covers what is past the units
+        for (long u = 0; u < P; u += V) {
+          const long at = m * apart + k * H + u;
+          const Vector<T> a_now = load(a + k * H + u);
+          store(ds + m * ds_apart + u, a_now * load(e + at));
+          store(de_now + at, a_now * load(s.at(k, m) + u));
+        }
+      if (scrambled) work.scramble.read(n, ds, dq + k * H, apart);
     }
-    combine<T, Finish::WHERE>(EXPANSION * n, n, theta.second, EXPANSION * M, dq, P, r, p);
-    combine<T, Finish::ADD>(n, EXPANSION * n, theta.first, M, r, P, de_now, nullptr);
-    for (long m = 0; m < n; ++m) copy_vectors<T>(de_now + m * P, P, de[m].at(row));
-    add_outer<T>(n, M, r, e, P, sums.first.data());
-    add_outer<T>(n, M, p, dq, P, sums.second.data());
+    for (long m = 0; m < n; ++m)
+      for (long u = m * apart; u < m * apart + width; u += V) {
+        const Vector<T> s_now = load(work.s.data() + u);
+        store(dq + u, load(dq + u) * s_now * (T(1) - s_now));
+      }
+    combine<T, Finish::WHERE>(EXPANSION * n, n, theta.second, EXPANSION * M, dq, width, apart, r, p);
+    combine<T, Finish::ADD>(n, EXPANSION * n, theta.first, M, r, width, apart, de_now, nullptr);
+    for (long m = 0; m < n; ++m) part_rows<T>(de_now + m * apart, row, count, work, de[m]);
+    add_outer<T>(n, M, r, e, width, apart, sums.first.data());
+    add_outer<T>(n, M, p, dq, width, apart, sums.second.data());
   }
 }
 
