@@ -210,6 +210,10 @@ def test_every_level_equals_the_loop(level: str) -> None:
             compare(B=B, T=5, F=3, H=21, carried=True, ragged=True, dtype=dtype, threads=2)
 
 
+def test_gates_that_outgrow_the_caches(level: str) -> None:
+    compare(B=70, T=41, F=1, H=100, carried=True, ragged=True, dtype=torch.float64, threads=2)
+
+
 def test_many_rows_and_units() -> None:
     """More rows than go through time together, and more units than one tile of columns."""
     compare(B=150, T=3, F=2, H=100, carried=False, ragged=True, dtype=torch.float32, threads=2)

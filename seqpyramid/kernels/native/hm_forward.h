@@ -164,7 +164,6 @@ struct Forward : Worker<T> {
       if (call.x_z) copy(at_step<T>(call, call.x_z, t, first, L), x_z.data(), count * L);
     }
     for (long l = 0; l < L; ++l) finish(l);
-    end_stream();
   }
 
   // Steps [from, to) of a slice, whose z is known, for what is kept of them; the others are the states before `from`.
@@ -179,7 +178,6 @@ struct Forward : Worker<T> {
                                          : *at_step<T const>(call, call.layer[l].first_z, 0, first + row, 1);
     }
     for (long t = from; t < to; ++t) advance(t);
-    end_stream();
   }
 
   void start(long l) {
@@ -331,7 +329,7 @@ struct Forward : Worker<T> {
       Vector<T> own[N];
       SEQPYRAMID_UNROLL
       for (int k = 0; k < N; ++k) own[k] = gate[r * N + k];
-      if (gates) gates.store(from + r, block, own, true);
+      if (gates) gates.store(from + r, block, own);
       const Mix<T>& mix = going[from + r];
       T* c_row = c[l].data() + mix.row * layout.states + block.unit;
       Vector<T> new_c = mix.change * (own[I] * own[G]);

@@ -231,7 +231,7 @@ struct Kept {
   }
   KeptGates<T> gates(long t, long l, long row) const {
     const Layer& layer = layers[size_t(l)];
-    return kept_gates<T>(layer.gates, place(t, row), layer.gates_width, rounded);
+    return kept_gates<T>(layer.gates, place(t, row), layer.gates_width, rounded, true);
   }
 };
 

@@ -31,14 +31,15 @@ struct KeptGates {
   char* data = nullptr;
   long stride = 0;  // in numbers
   bool rounded = false;
+  bool past = false;  // the caches, where a block is of whole vectors and memory allows it
 
   explicit operator bool() const { return data != nullptr; }
   char* at(long row, long place = 0) const { return data + (row * stride + place) * size(); }
-  KeptGates from(long row) const { return {data ? at(row) : nullptr, stride, rounded}; }
+  KeptGates from(long row) const { return {data ? at(row) : nullptr, stride, rounded, past}; }
 
-  // The first N gates. With `past`, numbers as they are go past the caches, if the block and the memory allow it.
+  // The first N gates.
   template <int N>
-  void store(long row, const Block& block, const Vector<T> (&gate)[N], bool past = false) const {
+  void store(long row, const Block& block, const Vector<T> (&gate)[N]) const {
     char* const to = at(row, block.gates());
     T* const numbers = reinterpret_cast<T*>(to);
     if (rounded) {
@@ -62,7 +63,11 @@ struct KeptGates {
 
   // Tell memory that gates are wanted soon: those of a row and block, or so many bytes further on.
   void expect(long row, const Block& block, long ahead = 0) const {
-    for (int j = 0; j < GATES; ++j) __builtin_prefetch(at(row, block.gates() + j * block.width) + ahead, 0, 2);
+    for (int j = 0; j < GATES; ++j) expect_gate(row, block, j, ahead);
+  }
+
+  void expect_gate(long row, const Block& block, int j, long ahead) const {
+    __builtin_prefetch(at(row, block.gates() + j * block.width) + ahead, 0, 2);
   }
 
  private:
@@ -72,8 +77,8 @@ struct KeptGates {
 
 // Those from row `row` of memory on.
 template <class T>
-KeptGates<T> kept_gates(void* data, long row, long stride, bool rounded) {
-  return KeptGates<T>{static_cast<char*>(data), stride, rounded}.from(row);
+KeptGates<T> kept_gates(void* data, long row, long stride, bool rounded, bool past) {
+  return KeptGates<T>{static_cast<char*>(data), stride, rounded, past}.from(row);
 }
 
 }  // namespace seqpyramid

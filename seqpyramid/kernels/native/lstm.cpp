@@ -51,13 +51,13 @@ template <class T>
 struct Kept {
   T* cells;
   void* gates;
-  bool rounded;
+  bool rounded, past;
   long width, gates_width;
   Place place;
 
   Rows<T> c(long t, long row) const { return rows_of<T>(cells, place(t, row), width); }
   KeptGates<T> gates_of(long t, long row) const {
-    return kept_gates<T>(gates, place(t, row), gates_width, rounded);
+    return kept_gates<T>(gates, place(t, row), gates_width, rounded, past);
   }
 };
 
@@ -104,7 +104,8 @@ void lstm_forward(const LstmArguments& a) {
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps && a.every == 1 ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
-  Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, P, w.gates_width(), {B}};
+  const bool past = outgrow_caches(a.time * B * w.gates_width() * int64_t(sizeof(T)));
+  Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, past, P, w.gates_width(), {B}};
   if (!a.cells) kept.cells = cell.data(), kept.place.steps = 1;
   std::vector<LstmWork<T>> work;
   for (const Slice& slice : slices) work.emplace_back(w, slice.rows());
@@ -178,23 +179,21 @@ void lstm_backward(const LstmArguments& a) {
     }
     if (a.d_c_last) copy_rows<T>(0, all, rows_of<T>(a.d_c_last, first, P), dc, P);
 
-    // What is wanted two steps later: by then h before is formed again of the step before that.
-    const auto ahead = [&](long t, long from) {
-      if (t - 3 < from) return Ahead{};
-      return Ahead{kept.gates_of(t - 2, first).data - kept.gates_of(t, first).data,
-                   kept.c(t - 3, first).data - kept.c(t - 1, first).data};
-    };
+    // From a step to the one before.
+    const Ahead back_by_one{kept.gates_of(0, first).data - kept.gates_of(1, first).data,
+                            kept.c(0, first).data - kept.c(1, first).data};
     // Step t, of a segment that starts at `from`; s of its first `recalled` rows is there.
     const auto back = [&](long t, long from, long recalled) {
       const long rows = slice.active(t);
       if (recalled < rows) {  // rows that end here
         const auto after = [&](Rows<const T> r) { return Rows<const T>{r.at(recalled), r.stride}; };
         lstm_recall<T>(w, rows - recalled, kept.gates_of(t, first).from(recalled), after(kept.c(t, first)),
-                       Rows<T>{s.at(recalled), P}, Rows<T>{h_before.at(recalled), P});
+                       Rows<T>{s.at(recalled), P}, Rows<T>{h_before.at(recalled), P}, Ahead{});
       }
       Rows<const T> h = h_start<T>(a, from, first, P), c = c_start<T>(a, from, first, P);
       if (t > from) {
-        lstm_recall<T>(w, rows, kept.gates_of(t - 1, first), kept.c(t - 1, first), s_before, h_before);
+        lstm_recall<T>(w, rows, kept.gates_of(t - 1, first), kept.c(t - 1, first), s_before, h_before,
+                       t - 1 > from ? back_by_one : Ahead{});
         h = h_before, c = kept.c(t - 1, first);
       }
       add_step_gradients<T>(a, t, first, rows, dh);
@@ -203,7 +202,7 @@ void lstm_backward(const LstmArguments& a) {
       const Rows<T> d_x = rows_of<T>(a.d_x, t * B + first, transposed.inputs_width);
       if (d_x) clear_rows(rows, d_x, transposed.inputs_width);
       lstm_step_backward<T>(w, transposed, rows, inputs_at<T>(a, first, t), h, c, kept.gates_of(t, first), s, dh, dc,
-                            further ? dh_before : Rows<T>{}, d_x, sum, work, ahead(t, from));
+                            further ? dh_before : Rows<T>{}, d_x, sum, work, t > from ? back_by_one.gates : 0);
       std::swap(dh, dh_before);
       std::swap(s, s_before);
       return rows;
@@ -227,13 +226,13 @@ void lstm_backward(const LstmArguments& a) {
     LstmWork<T>& work = works[size_t(group)];
     for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece) {
       if (!a.segment) {
-        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, P, w.gates_width(), {B}}, nullptr);
+        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, false, P, w.gates_width(), {B}}, nullptr);
         continue;
       }
       rooms.with([&](const StepRoom<T>& room) {
         const long first = slices[size_t(piece)].first;
         run(piece, sum, work,
-            {room.cells.data(), room.gates.data(), false, P, w.gates_width(), {room.rows, first}}, &room);
+            {room.cells.data(), room.gates.data(), false, false, P, w.gates_width(), {room.rows, first}}, &room);
       });
     }
   });

@@ -119,24 +119,22 @@ SEQPYRAMID_INLINE void advance_rows(const Block& block, T* a, Rows<const T> c_be
     SEQPYRAMID_UNROLL
     for (int k = 0; k < PAIR * GATES; ++k) gate[k] = load(a + (pair + k / GATES) * GATES * V + k % GATES * WIDTH);
     squash<T, 0b01000100>(gate);
+    Vector<T> squashed[PAIR];
     SEQPYRAMID_UNROLL
     for (int k = 0; k < PAIR; ++k) {
       const long row = first + pair + k;
       const Vector<T> i = gate[4 * k], f = gate[4 * k + 1], g = gate[4 * k + 2], o = gate[4 * k + 3];
-      if (gates) gates.store(row, block, {i, f, g, o});
       Vector<T> cell = i * g;
       if (c_before) cell += f * load(c_before.at(row, block.unit));
       if constexpr (WIDTH < V) cell = first_lanes<T, WIDTH>(cell);
+      if (gates) gates.store(row, block, {i, f, g, o});
       store(c.at(row, block.unit), cell);
-      store(a + (pair + k) * GATES * V, o);
+      squashed[k] = cell;
     }
+    squash<T, 0b11111111>(squashed);
+    SEQPYRAMID_UNROLL
+    for (int k = 0; k < PAIR; ++k) store(h.at(first + pair + k, block.unit), gate[4 * k + 3] * squashed[k]);
   }
-  Vector<T> squashed[R];
-  SEQPYRAMID_UNROLL
-  for (int r = 0; r < R; ++r) squashed[r] = load(c.at(first + r, block.unit));
-  squash<T, 0b11111111>(squashed);
-  SEQPYRAMID_UNROLL
-  for (int r = 0; r < R; ++r) store(h.at(first + r, block.unit), load(a + r * GATES * V) * squashed[r]);
 }
 
 // The same for rows [first, last), from their sums.
@@ -252,9 +250,15 @@ struct LstmTransposed {
   }
 };
 
+// How far from some gates and c (in bytes, and in numbers) those of another step lie that are wanted soon; 0: none are.
+struct Ahead {
+  long gates = 0, cells = 0;
+};
+
 // s = tanh(c) and h = o s, from what the forward pass kept.
 template <class T>
-void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<const T> c, Rows<T> s, Rows<T> h) {
+void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<const T> c, Rows<T> s, Rows<T> h,
+                 Ahead ahead) {
   constexpr long V = LANES<T>;
   for (long row = 0; row < rows; ++row)
     for_row_tiles(long(w.layout.blocks.size()), [&](auto tile, long first) {
@@ -268,23 +272,29 @@ void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<co
         store(s.at(row, (first + k) * V), squashed[k]);
         const Block& block = w.layout.blocks[size_t(first + k)];
         store(h.at(row, block.unit), squashed[k] * gates.load(row, block, 3));
+        if (ahead.gates) gates.expect_gate(row, block, 3, ahead.gates);
+        if (ahead.cells) __builtin_prefetch(c.at(row, block.unit) + ahead.cells, 0, 2);
       }
     });
 }
 
-// How far from the gates (in bytes) and the c before those lie that are wanted two steps later; 0: nothing more is.
-struct Ahead {
-  long gates = 0, cells = 0;
-};
+// Tell memory which gates are wanted soon: those of the next block or, after the last one, those of the step that comes
+// next, `ahead` bytes away (0: there is none). A block's products give them the time to come.
+template <class T>
+SEQPYRAMID_INLINE void expect_gates(const LstmWeights<T>& w, const Block& block, long row, KeptGates<T> gates,
+                                    long ahead) {
+  const std::vector<Block>& blocks = w.layout.blocks;
+  if (&block != &blocks.back())
+    gates.expect(row, *(&block + 1));
+  else if (ahead)
+    gates.expect(row, blocks.front(), ahead);
+}
 
 // da of a row and one block; dc becomes dc'.
 template <class T>
 SEQPYRAMID_INLINE void gate_gradients(const Block& block, long row, Rows<const T> c_before, KeptGates<T> gates,
-                                      Rows<const T> s, Rows<const T> dh, Rows<T> dc, const Ahead& ahead,
-                                      Vector<T> (&da)[GATES]) {
+                                      Rows<const T> s, Rows<const T> dh, Rows<T> dc, Vector<T> (&da)[GATES]) {
   const long unit = block.unit;
-  gates.expect(row, block, ahead.gates);
-  if (ahead.cells) __builtin_prefetch(c_before.at(row, unit) + ahead.cells, 0, 2);
   const Vector<T> i = gates.load(row, block, 0), f = gates.load(row, block, 1);
   const Vector<T> g = gates.load(row, block, 2), o = gates.load(row, block, 3);
   const Vector<T> squashed = load(s.at(row, unit)), dh_now = load(dh.at(row, unit));
@@ -299,7 +309,7 @@ template <class T>
 void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T>& transposed, long rows,
                                  Rows<const T> x, Rows<const T> h_before, Rows<const T> c_before, KeptGates<T> gates,
                                  Rows<const T> s, Rows<const T> dh, Rows<T> dc, Rows<T> dh_before, Rows<T> dx,
-                                 LstmGradients<T>& sums, LstmWork<T>& work, Ahead ahead) {
+                                 LstmGradients<T>& sums, LstmWork<T>& work, long ahead) {
   constexpr long V = LANES<T>;
   const long width = w.width + (dx ? transposed.inputs_width : 0), pairs = (rows + 1) / 2;
   T* const d_sources = work.d_sources.data();
@@ -311,7 +321,8 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
     const bool two = 2 * pair + 1 < rows;
     for (int r = 0; r < 1 + two; ++r) {
       Vector<T> parts[GATES];
-      gate_gradients<T>(block, 2 * pair + r, c_before, gates, s, dh, dc, ahead, parts);
+      expect_gates(w, block, 2 * pair + r, gates, ahead);
+      gate_gradients<T>(block, 2 * pair + r, c_before, gates, s, dh, dc, parts);
       for (int j = 0; j < GATES; ++j) store(da[r] + j * block.width, parts[j]);
     }
     split_both(pair, block.lanes(), da[0], two ? da[1] : nullptr, left(k), right(k));
@@ -347,12 +358,13 @@ void lstm_step_backward_on_tiles(const LstmWeights<T>& w, const LstmTransposed<T
 }
 
 // dh is read, dc turned into dc' in place, dh' and dx (where they have data) are added to. Nothing of the inner loops
-// but one block's da ever exists: dx, dW, dU and db take it while it is in the nearest cache.
+// but one block's da ever exists: dx, dW, dU and db take it while it is in the nearest cache. The gates of the step
+// that comes next lie `ahead` bytes away; 0: none does.
 template <class T>
 void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transposed, long rows, Rows<const T> x,
                         Rows<const T> h_before, Rows<const T> c_before, KeptGates<T> gates, Rows<const T> s,
                         Rows<const T> dh, Rows<T> dc, Rows<T> dh_before, Rows<T> dx, LstmGradients<T>& sums,
-                        LstmWork<T>& work, Ahead ahead = {}) {
+                        LstmWork<T>& work, long ahead) {
   if constexpr (ON_TILES<T>)
     while (rows >= fewest_tiled_rows) {
       const long group = std::min(rows, TILED_ROWS);
@@ -371,7 +383,8 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
     for (int j = 0; j < GATES; ++j) bias[j] = load(bias_sums + j * block.width);
     for (long row = 0; row < rows; ++row) {
       Vector<T> parts[GATES];
-      gate_gradients<T>(block, row, c_before, gates, s, dh, dc, ahead, parts);
+      expect_gates(w, block, row, gates, ahead);
+      gate_gradients<T>(block, row, c_before, gates, s, dh, dc, parts);
       for (int j = 0; j < GATES; ++j) {
         store(da + row * N + j * block.width, parts[j]);
         bias[j] += parts[j];
@@ -395,11 +408,12 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
 #define SEQPYRAMID_LSTM_CELL(prefix, T)                                                                              \
   prefix template void lstm_step<T>(const LstmWeights<T>&, long, Rows<const T>, Rows<const T>, Rows<const T>,        \
                                     KeptGates<T>, Rows<T>, Rows<T>, LstmWork<T>&);                                   \
-  prefix template void lstm_recall<T>(const LstmWeights<T>&, long, KeptGates<T>, Rows<const T>, Rows<T>, Rows<T>);   \
+  prefix template void lstm_recall<T>(const LstmWeights<T>&, long, KeptGates<T>, Rows<const T>, Rows<T>, Rows<T>,    \
+                                      Ahead);                                                                        \
   prefix template void lstm_step_backward<T>(const LstmWeights<T>&, const LstmTransposed<T>&, long, Rows<const T>,   \
                                              Rows<const T>, Rows<const T>, KeptGates<T>, Rows<const T>,              \
                                              Rows<const T>, Rows<T>, Rows<T>, Rows<T>, LstmGradients<T>&,            \
-                                             LstmWork<T>&, Ahead);
+                                             LstmWork<T>&, long);
 
 SEQPYRAMID_LSTM_CELL(extern, float)
 SEQPYRAMID_LSTM_CELL(extern, double)

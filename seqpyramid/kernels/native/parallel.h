@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "stream.h"
 #include "tiles.h"
 
 namespace seqpyramid {
@@ -94,6 +95,7 @@ void run_parallel(long count, long threads, const Work& work) {
     const FloatingPointMode mode(callers);
     const TileSession session;
     for (long piece = next++; piece < count; piece = next++) work(piece);
+    end_stream();
   };
   const long wanted = std::min(threads, count);
   if (team && wanted > 1) {

@@ -10,6 +10,10 @@
 
 namespace seqpyramid {
 
+// Whether so many bytes, stored by a pass over all steps, leave the caches before they are read again: whether they are
+// more than a core's usual share of the last one.
+inline bool outgrow_caches(int64_t bytes) { return bytes > 8 << 20; }
+
 // Whether vectors may be stored past the caches from p on.
 template <class T>
 bool can_stream(const T* p) {

@@ -254,22 +254,24 @@ class BackwardSlice {
     lstm_step_backward<T>(layer_.w, transposed_, rows, layer_.inputs(t, origin_), states_.h_before(t, origin_),
                           states_.c_before(t, origin_), states_.gates(t, origin_), carried_.squashed(t, origin_), dh_,
                           dc_, t > 0 ? dh_before_ : none(),
-                          rows_of<T>(a_.d_x, t * layer_.B + origin_, transposed_.inputs_width), sums_.cell, work_.cell, ahead(t));
+                          rows_of<T>(a_.d_x, t * layer_.B + origin_, transposed_.inputs_width), sums_.cell, work_.cell,
+                          from_to(t, t - 1).gates);
     std::swap(dh_, dh_before_);
   }
 
-  // The gates wanted soon: a group's are read at its last step, by which its h is formed again.
-  Ahead ahead(long t) const {
-    const long wanted = t - layer_.ring;
-    if (wanted < states_.first_step()) return {};
-    return {states_.gates(wanted, origin_).data - states_.gates(t, origin_).data, 0};
+  // How far it is from what was kept of one step to what was of another; no way where there was no such step.
+  Ahead from_to(long t, long other) const {
+    if (other < states_.first_step()) return {};
+    return {states_.gates(other, origin_).data - states_.gates(t, origin_).data,
+            states_.step_c(other, origin_).data - states_.step_c(t, origin_).data};
   }
 
-  // Form s and h of steps [from, to] again.
+  // Form s and h of steps [from, to] again. After the last of them the group before is wanted.
   void recall(long from, long to, long first, long last) {
     for (long t = from; t <= to; ++t)
       lstm_recall<T>(layer_.w, last - first, states_.gates(t, origin_ + first), states_.step_c(t, origin_ + first),
-                     carried_.squashed(t, origin_ + first), states_.step_h(t, origin_ + first));
+                     carried_.squashed(t, origin_ + first), states_.step_h(t, origin_ + first),
+                     from_to(t, t < to ? t + 1 : from - (to - from + 1)));
   }
 
   // d_node = one gradient (or none) + another (or none), which is thereby used up.

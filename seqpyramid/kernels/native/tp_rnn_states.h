@@ -135,6 +135,7 @@ class States {
         cells_(static_cast<T*>(layer.a.cells)),
         gates_(layer.a.gates),
         rounded_(layer.a.rounded != 0),
+        past_(outgrow_caches(layer.a.time * layer.B * layer.w.gates_width() * int64_t(sizeof(T)))),
         node_h_(static_cast<T*>(layer.a.node_h)),
         node_c_(static_cast<T*>(layer.a.node_c)),
         path_(static_cast<T*>(layer.a.path)),
@@ -170,7 +171,7 @@ class States {
   }
   Out step_c(long t, long first) const { return at(cells_, (t - first_step_) % steps_, first, layer_.P); }
   KeptGates<T> gates(long t, long first) const {
-    return kept_gates<T>(gates_, place(t - first_step_, first), layer_.w.gates_width(), rounded_);
+    return kept_gates<T>(gates_, place(t - first_step_, first), layer_.w.gates_width(), rounded_, past_);
   }
   Out node_h(long node, long first) const { return at(node_h_, node - first_node_, first, layer_.P); }
   Out node_c(long node, long first) const { return at(node_c_, node - first_node_, first, layer_.P); }
@@ -219,7 +220,7 @@ class States {
   const Layer<T>& layer_;
   T* cells_;
   void* gates_;
-  bool rounded_ = false;
+  bool rounded_ = false, past_ = false;
   T *node_h_, *node_c_, *path_;
   long rows_;
   long first_row_ = 0, first_step_ = 0, first_node_ = 0, first_pyramid_ = 0, segment_ = 0;  // what lies first
