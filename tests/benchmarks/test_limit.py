@@ -21,6 +21,7 @@ class Products:
         self.now, self.seconds, self.threads = 0.0, seconds, set[int]()
         monkeypatch.setattr(limit, "perf_counter", lambda: self.now)
         monkeypatch.setattr(torch, "mm", self.multiply)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
 
     def multiply(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         shape = (a.shape[0], a.shape[1], b.shape[1])
@@ -61,7 +62,26 @@ def test_one_thread_and_all_are_measured_and_the_better_of_two_times_counts(
     known = {"1 thread": Rate(12.0, shape), "2 threads": Rate(11.0, shape)}
     found = best_rates(CPU, known)
     assert found == {"1 thread": Rate(12.0, shape), "2 threads": Rate(15.0, shape)}
-    assert rate_line({"1 thread": Rate(2.5e11, (2, 3, 4))}).endswith("250 GFLOP/s on 1 thread (2 x 3 x 4).")
+    assert rate_line({"1 thread": Rate(2.5e11, (2, 3, 4))}).endswith(
+        "250 GFLOP/s on 1 thread (2 x 3 x 4 by torch.mm)."
+    )
+
+
+def test_what_multiplies_best_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"torch.mm": 2.0, "oneDNN": 3.0}
+    monkeypatch.setattr(limit, "sustained", lambda shape, device, seconds, by: Rate(taken[by], shape, by))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert best_rate(device=CPU, shapes=[(2, 3, 4)]) == Rate(3.0, (2, 3, 4), "oneDNN")
+    assert list(limit.products(torch.device("cuda"))) == ["torch.mm"]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_onednn_multiplies_in_float32() -> None:
+    left, right = torch.randn(70, 300), torch.randn(300, 50)
+    product = limit.products(CPU)["oneDNN"](left, right)()
+    assert isinstance(product, torch.Tensor)
+    exact = left.double() @ right.double()
+    assert ((product.to_dense() - exact).abs().max() / exact.abs().max()).item() < 1e-6
 
 
 def test_another_precision_is_refused() -> None:
