@@ -356,7 +356,7 @@ class TPRNNLayer(nn.Module):
         return LayerResult(output, emitted, torch.tensor(counts))
 
     def _emitted_counts(self, lengths: Tensor) -> list[int]:
-        return [emitted_count(int(n), self.length, self.granularity, self.emitted_level) for n in lengths]
+        return [emitted_count(n, self.length, self.granularity, self.emitted_level) for n in lengths.tolist()]
 
     def _plain(self, x: Tensor, lengths: Tensor) -> LayerResult:
         """Run step by step, all sequences abreast; each leaves at its own last step."""

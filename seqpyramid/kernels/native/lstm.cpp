@@ -99,8 +99,7 @@ void run_steps(const LstmArguments& a, const LstmWeights<T>& w, const Slice& sli
 
 template <class T>
 void lstm_forward(const LstmArguments& a) {
-  const LstmWeights<T> w(static_cast<const T*>(a.weight_ih), static_cast<const T*>(a.weight_hh),
-                         static_cast<const T*>(a.bias), a.inputs, a.hidden, a.batch);
+  const auto w = lstm_weights<T>(a, true);
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps && a.every == 1 ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
@@ -152,7 +151,7 @@ template <class T>
 void lstm_backward(const LstmArguments& a) {
   const auto* weight_ih = static_cast<const T*>(a.weight_ih);
   const auto* weight_hh = static_cast<const T*>(a.weight_hh);
-  const LstmWeights<T> w(weight_ih, weight_hh, static_cast<const T*>(a.bias), a.inputs, a.hidden, a.batch);
+  const auto w = lstm_weights<T>(a, a.segment != 0);
   const LstmTransposed<T> transposed(weight_ih, weight_hh, a.inputs, a.hidden, a.d_x != nullptr, a.batch);
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));

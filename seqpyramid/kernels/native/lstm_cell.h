@@ -35,14 +35,15 @@ struct LstmWeights {
   Buffer<T> input, recurrent, bias;    // forward form; the bias as with depth 1
   RightFactor<T> sources;              // all three, of depth K, for a batch that is large enough
 
+  // The shape alone, which is all that steps backward need.
+  LstmWeights(long inputs_, long hidden_)
+      : layout(hidden_), inputs(inputs_), hidden(hidden_), width(layout.states) {}
+
   LstmWeights(const T* weight_ih, const T* weight_hh, const T* bias_, long inputs_, long hidden_, long batch)
-      : layout(hidden_),
-        inputs(inputs_),
-        hidden(hidden_),
-        width(layout.states),
-        input(pack_forward(layout, weight_ih, inputs_)),
-        recurrent(pack_forward(layout, weight_hh, hidden_)),
-        bias(pack_forward(layout, bias_, 1)) {
+      : LstmWeights(inputs_, hidden_) {
+    input = pack_forward(layout, weight_ih, inputs_);
+    recurrent = pack_forward(layout, weight_hh, hidden_);
+    bias = pack_forward(layout, bias_, 1);
     if constexpr (ON_TILES<T>)
       if (batch >= fewest_tiled_rows)
         sources = RightFactor<T>(depth(), layout.gates, [&](long k, long tile) { return weights_of(k, tile); });
@@ -63,6 +64,14 @@ struct LstmWeights {
     return row(bias, 1, 0);
   }
 };
+
+// Those of a layer's arguments, packed if steps forward are to run.
+template <class T, class Arguments>
+LstmWeights<T> lstm_weights(const Arguments& a, bool forward) {
+  if (!forward) return {a.inputs, a.hidden};
+  const auto numbers = [](const void* p) { return static_cast<const T*>(p); };
+  return {numbers(a.weight_ih), numbers(a.weight_hh), numbers(a.bias), a.inputs, a.hidden, a.batch};
+}
 
 // Memory that steps of up to `rows` rows work in.
 template <class T>

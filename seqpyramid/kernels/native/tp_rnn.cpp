@@ -333,7 +333,7 @@ void tp_rnn_segment(const TpRnnArguments& a) {
 template <class T>
 void tp_rnn_forward(const TpRnnArguments& a) {
   const bool keep = a.cells != nullptr;
-  Layer<T> layer(a, keep);
+  Layer<T> layer(a, keep, true);
   const std::unique_ptr<Room<T>> room = keep ? nullptr : std::make_unique<Room<T>>(layer);
   const States<T> states = keep ? States<T>(layer) : States<T>::newest(layer, *room);
   run_parallel(long(layer.slices.size()), a.threads, [&](long piece) {
@@ -344,7 +344,7 @@ void tp_rnn_forward(const TpRnnArguments& a) {
 
 template <class T>
 void tp_rnn_backward(const TpRnnArguments& a) {
-  Layer<T> layer(a, true);
+  Layer<T> layer(a, true, a.segment != 0);
   const LstmTransposed<T> transposed(static_cast<const T*>(a.weight_ih), static_cast<const T*>(a.weight_hh), a.inputs,
                                      a.hidden, a.d_x != nullptr, a.batch);
   const Carried<T> carried(layer);

@@ -59,11 +59,11 @@ struct Work {
 // What forward and backward share: weights, pyramid, slices.
 template <class T>
 struct Layer {
-  Layer(const TpRnnArguments& a_, bool keep)
+  // keep: whether every aggregate is a node of its own (pyramid.h); forward: whether steps forward are to run.
+  Layer(const TpRnnArguments& a_, bool keep, bool forward)
       : a(a_),
         pyramid(pyramid_of(a_, keep)),
-        w(static_cast<const T*>(a_.weight_ih), static_cast<const T*>(a_.weight_hh), static_cast<const T*>(a_.bias),
-          a_.inputs, a_.hidden, a_.batch),
+        w(lstm_weights<T>(a_, forward)),
         P(w.width),
         B(a_.batch),
         ring(pyramid.group + 1),
