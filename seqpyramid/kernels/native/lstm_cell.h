@@ -288,7 +288,7 @@ void lstm_recall(const LstmWeights<T>& w, long rows, KeptGates<T> gates, Rows<co
 }
 
 // Tell memory which gates are wanted soon: those of the next block or, after the last one, those of the step that comes
-// next, `ahead` bytes away (0: there is none). A block's products give them the time to come.
+// next, `ahead` bytes away (0: there is none).
 template <class T>
 SEQPYRAMID_INLINE void expect_gates(const LstmWeights<T>& w, const Block& block, long row, KeptGates<T> gates,
                                     long ahead) {
@@ -387,12 +387,16 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
   T* const da = work.da.data();
   for (const Block& block : w.layout.blocks) {
     const long N = block.lanes(), vectors = N / LANES<T>;
+    // What comes next is asked for a little at a time, while a product runs: all at once it would wait in a queue.
+    long expected = 0;
+    const auto expect_some = [&] {
+      for (int k = 0; k < 2 && expected < rows; ++k) expect_gates(w, block, expected++, gates, ahead);
+    };
     T* const bias_sums = sums.at(block, w.hidden + w.inputs);
     Vector<T> bias[GATES];
     for (int j = 0; j < GATES; ++j) bias[j] = load(bias_sums + j * block.width);
     for (long row = 0; row < rows; ++row) {
       Vector<T> parts[GATES];
-      expect_gates(w, block, row, gates, ahead);
       gate_gradients<T>(block, row, c_before, gates, s, dh, dc, parts);
       for (int j = 0; j < GATES; ++j) {
         store(da + row * N + j * block.width, parts[j]);
@@ -408,7 +412,8 @@ void lstm_step_backward(const LstmWeights<T>& w, const LstmTransposed<T>& transp
                   transposed.input.data() + block.gates() * transposed.inputs_width, transposed.inputs_width, dx.data,
                   dx.stride);
     if (h_before)
-      add_product(w.hidden, vectors, rows, h_before.data, 1, h_before.stride, da, N, sums.at(block, 0), N);
+      add_product(w.hidden, vectors, rows, h_before.data, 1, h_before.stride, da, N, sums.at(block, 0), N, expect_some);
+    while (expected < rows) expect_some();
     add_product(w.inputs, vectors, rows, x.data, 1, x.stride, da, N, sums.at(block, w.hidden), N);
   }
 }

@@ -131,11 +131,17 @@ SEQPYRAMID_INLINE void for_row_tiles(long rows, Tile&& tile) {
 // Rows of a tile of fewer vectors: as many sums, since each of them waits for the one before.
 constexpr int tile_rows(int vectors) { return std::min(8, TILE_ROWS * 4 / vectors); }
 
-template <class T, int VECTORS>
+// What is done besides while a product runs: a little each time that it is called.
+struct Nothing {
+  void operator()() const {}
+};
+
+template <class T, int VECTORS, class Meanwhile>
 void add_product_strip(long rows, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth, T* c,
-                       long c_row) {
+                       long c_row, Meanwhile& meanwhile) {
   for_row_tiles<tile_rows(VECTORS)>(rows, [&](auto tile, long first) {
     constexpr int ROWS = decltype(tile)::value;
+    meanwhile();
     T* out = c + first * c_row;
     Vector<T> sum[ROWS][VECTORS];
     SEQPYRAMID_UNROLL
@@ -155,18 +161,18 @@ void add_product_strip(long rows, long depth, const T* a, long a_row, long a_dep
 // c (rows x vectors V, rows c_row apart) += a (rows x depth, any strides) * b (depth x vectors V, b_depth apart).
 //
 // A transposed a is a matter of strides.
-template <class T>
+template <class T, class Meanwhile = Nothing>
 void add_product(long rows, long vectors, long depth, const T* a, long a_row, long a_depth, const T* b, long b_depth,
-                 T* c, long c_row) {
+                 T* c, long c_row, Meanwhile&& meanwhile = {}) {
   const long V = LANES<T>;
   long j = 0;
   for (; j + 4 <= vectors; j += 4)
-    add_product_strip<T, 4>(rows, depth, a, a_row, a_depth, b + j * V, b_depth, c + j * V, c_row);
+    add_product_strip<T, 4>(rows, depth, a, a_row, a_depth, b + j * V, b_depth, c + j * V, c_row, meanwhile);
   b += j * V, c += j * V;
   switch (vectors - j) {
-    case 3: add_product_strip<T, 3>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
-    case 2: add_product_strip<T, 2>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
-    case 1: add_product_strip<T, 1>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row); break;
+    case 3: add_product_strip<T, 3>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row, meanwhile); break;
+    case 2: add_product_strip<T, 2>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row, meanwhile); break;
+    case 1: add_product_strip<T, 1>(rows, depth, a, a_row, a_depth, b, b_depth, c, c_row, meanwhile); break;
     default: break;
   }
 }

@@ -154,11 +154,6 @@ class RightFactor {
   Buffer<Bf16> data_;
 };
 
-// What vectors do while the tiles multiply: a little work each time that it is called.
-struct Nothing {
-  void operator()() const {}
-};
-
 // Tiles 0 to 3 (two rows of two) from memory, and back.
 template <int ROWS, int COLUMNS>
 SEQPYRAMID_INLINE void load_sums(const float* c, long c_row) {
