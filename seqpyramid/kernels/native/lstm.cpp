@@ -103,7 +103,7 @@ void lstm_forward(const LstmArguments& a) {
   const long P = w.width, B = a.batch;
   const std::vector<Slice> slices = cut(a.lengths, B, slice_count(B, a.threads));
   const Buffer<T> turns(a.steps && a.every == 1 ? 0 : size_t(2) * B * P), cell(a.cells ? 0 : size_t(B) * P);
-  const bool past = outgrow_caches(a.time * B * w.gates_width() * int64_t(sizeof(T)));
+  const bool past = outgrow_caches<T>(a.time * B * w.gates_width());
   Kept<T> kept{static_cast<T*>(a.cells), a.gates, a.rounded != 0, past, P, w.gates_width(), {B}};
   if (!a.cells) kept.cells = cell.data(), kept.place.steps = 1;
   std::vector<LstmWork<T>> work;
@@ -225,7 +225,8 @@ void lstm_backward(const LstmArguments& a) {
     LstmWork<T>& work = works[size_t(group)];
     for (long piece = group * count / groups; piece < (group + 1) * count / groups; ++piece) {
       if (!a.segment) {
-        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, false, P, w.gates_width(), {B}}, nullptr);
+        run(piece, sum, work, {static_cast<T*>(a.cells), a.gates, a.rounded != 0, false, P, w.gates_width(), {B}},
+            nullptr);
         continue;
       }
       rooms.with([&](const StepRoom<T>& room) {

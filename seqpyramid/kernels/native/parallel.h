@@ -84,8 +84,8 @@ class FloatingPointMode {
 };
 
 // Run work(0) ... work(count - 1) on some threads, the caller's among them; each takes the next piece that nobody has
-// taken. One thread starts none. All have the caller's floating-point mode. `work` must not throw: let it allocate
-// beforehand.
+// taken. One thread starts none. All have the caller's floating-point mode, and what they have stored past the caches is
+// there in the end. `work` must not throw: let it allocate beforehand.
 template <class Work>
 void run_parallel(long count, long threads, const Work& work) {
   std::atomic<long> next{0};

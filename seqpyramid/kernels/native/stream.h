@@ -10,9 +10,12 @@
 
 namespace seqpyramid {
 
-// Whether so many bytes, stored by a pass over all steps, leave the caches before they are read again: whether they are
+// Whether so many numbers, stored by a pass over all steps, leave the caches before they are read again: whether they are
 // more than a core's usual share of the last one.
-inline bool outgrow_caches(int64_t bytes) { return bytes > 8 << 20; }
+template <class T>
+bool outgrow_caches(int64_t numbers) {
+  return numbers * int64_t(sizeof(T)) > 8 << 20;
+}
 
 // Whether vectors may be stored past the caches from p on.
 template <class T>

@@ -178,7 +178,8 @@ void combine_strip(long depth, const T* a, long a_depth, const T* b, long width,
     combine_tile<T, FINISH, ROWS, 1>(depth, a, a_depth, b + u, apart, out + u, where + u);
 }
 
-// out (rows, width) from a (depth, rows; a_depth apart) and b (depth, width), both `apart` from row to row: out[i] = sum over k of a[k][i] * b[k].
+// out (rows, width) from a (depth, rows; a_depth apart) and b (depth, width): out[i] = sum over k of a[k][i] * b[k]. Rows
+// of out, where and b lie `apart`.
 template <class T, Finish FINISH>
 void combine(long rows, long depth, const T* a, long a_depth, const T* b, long width, long apart, T* out,
              const T* where) {
@@ -225,7 +226,8 @@ SEQPYRAMID_INLINE void copy_vectors(const T* from, long width, T* to) {
   for (long u = 0; u < width; u += LANES<T>) store(to + u, load(from + u));
 }
 
-// `count` rows of a state side by side, zeros behind them: each row covers what the one before has past H.
+// `count` rows of a state side by side, zeros behind them: each row covers what the one before has past H. As states come
+// they may lie whole pages apart, where one's stores hold up the other's loads.
 template <class T>
 void join_rows(Rows<const T> from, long row, long count, const ThetaWork<T>& work, T* to) {
   store(to + padded<T>(count * work.hidden) - LANES<T>, Vector<T>{});
@@ -245,7 +247,7 @@ void part_rows(const T* from, long row, long count, const ThetaWork<T>& work, Ro
 
 // Where s' of some rows lies, each state's of each row on its own.
 template <class T>
-struct StateWeights {
+struct RowWeights {
   const T* data;
   long state, row;  // how far it is to the next one
 
@@ -254,7 +256,7 @@ struct StateWeights {
 
 // s' of some rows, and their e, p and s in the workspace.
 template <class T>
-StateWeights<T> theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
+RowWeights<T> theta_weights(const Theta<T>& theta, bool scrambled, long n, const Rows<const T>* states, long row,
                               long count, ThetaWork<T>& work) {
   const long M = theta.states, apart = work.apart, H = work.hidden, width = padded<T>(count * H);
   T *const e = work.e.data(), *const p = work.p.data(), *const s = work.s.data();
@@ -277,7 +279,7 @@ void theta_forward(const Theta<T>& theta, bool scrambled, long n, const Rows<con
   T* const sums = work.a.data();
   for (long row = first, count; row < last; row += count) {
     count = std::min(work.rows, last - row);
-    const StateWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
+    const RowWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
     for (long k = 0; k < count; ++k)
       for (long u = 0; u < P; u += LANES<T>) {
         Vector<T> sum{};
@@ -344,7 +346,7 @@ void theta_backward(const Theta<T>& theta, bool scrambled, long n, const Rows<co
   for (long row = first, count; row < last; row += count) {
     count = std::min(work.rows, last - row);
     const long width = padded<T>(count * H);
-    const StateWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
+    const RowWeights<T> s = theta_weights(theta, scrambled, n, states, row, count, work);
     for (long k = 0; k < count; ++k) {
       for (long u = 0; u < P; u += V) {
         const Vector<T> y_now = load(y.at(row + k, u));

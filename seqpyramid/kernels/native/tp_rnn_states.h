@@ -135,7 +135,7 @@ class States {
         cells_(static_cast<T*>(layer.a.cells)),
         gates_(layer.a.gates),
         rounded_(layer.a.rounded != 0),
-        past_(outgrow_caches(layer.a.time * layer.B * layer.w.gates_width() * int64_t(sizeof(T)))),
+        past_(outgrow_caches<T>(layer.a.time * layer.B * layer.w.gates_width())),
         node_h_(static_cast<T*>(layer.a.node_h)),
         node_c_(static_cast<T*>(layer.a.node_c)),
         path_(static_cast<T*>(layer.a.path)),
