@@ -3,10 +3,10 @@
 The limit is the best sustained rate of a product in float32 over three shapes: 2048 x 2048 x 2048, the product that
 makes the weight gradient of an LSTM of 100 units (400 x 100352 x 100, all steps of a batch of 128 x 784 at once) and
 one of its steps (128 x 100 x 400). The product is ``torch.mm`` and, on a CPU, also oneDNN's, where torch has it: on
-AMD's processors the library behind ``torch.mm`` leaves AVX-512 unused, and reaches half of what oneDNN does.
-One figure is a loop of products without a pause over at least half a second;
-each is taken several times, and the best counts, since a busy machine can only lower it. The large shape is not
-always the fastest: a library may have a better kernel for a small one, whose operands stay in the caches.
+AMD's processors with AVX-512 the library behind ``torch.mm`` leaves that unused, and reaches half of what oneDNN does.
+One figure is a loop of products without a pause over at least half a second; each is taken several times, and the best
+counts, since a busy machine can only lower it. The large shape is not always the fastest: a library may have a better
+kernel for a small one, whose operands stay in the caches.
 
 A model's training step is counted as three forward passes over its closed form: matrix products only, no
 element-wise work and no padding of the kernels, so the arithmetic units are busier than the share says.
